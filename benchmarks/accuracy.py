@@ -1,0 +1,80 @@
+"""Dev accuracy of the presets against the budget: mean and spread over calibration seeds.
+
+python benchmarks/accuracy.py --task sst2 --methods search,rearrange,kwon2022,li2024,default --budgets 0.6,0.5,0.4,0.3
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+
+from common import ROWS, calibration_rows, open_model, rows_of, write_result
+
+from faster_pruner import surgery
+from faster_pruner.evaluate import evaluate_rows
+from faster_pruner.options import PRESETS, Budget, CalibrationOptions, Method
+from faster_pruner.pipeline import calibrate_model, cut
+from faster_pruner.tasks import GLUE
+
+_KWON = PRESETS["kwon2022"]
+METHODS: dict[str, Method] = {
+    "search": replace(_KWON, name="search", rearrange=False, recovery="none"),
+    "rearrange": replace(_KWON, name="rearrange", recovery="none"),
+    **PRESETS,
+}
+
+
+def main() -> None:
+    """Run the grid and write a JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="sst2", choices=list(ROWS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--budgets", default="0.6,0.5,0.4,0.3")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--name", default="")
+    arguments = parser.parse_args()
+    budgets = [float(b) for b in arguments.budgets.split(",")]
+    opened = open_model(arguments.task)
+    validation = rows_of(opened, arguments.task, ("validation",))
+    task = GLUE[arguments.task]
+    dense = evaluate_rows(opened.model, validation, task, split="validation").metrics
+    print("dense", {k: round(v, 4) for k, v in dense.items()}, flush=True)
+    found: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
+    units: dict[str, dict[str, int]] = {}
+    for seed in map(int, arguments.seeds.split(",")):
+        rows = calibration_rows(opened, arguments.task, ROWS[arguments.task], seed)
+        for name in arguments.methods.split(","):
+            method = METHODS[name]
+            calibrated = calibrate_model(opened.model, opened.family, rows, method, CalibrationOptions(seed=seed))
+            for budget in budgets:
+                pruned = cut(calibrated, Budget(macs=budget), method)
+                surgery.round_weights(pruned.model, opened.dtype)
+                metrics = evaluate_rows(pruned.model, validation, task, split="validation").metrics
+                found[name, budget].append(metrics)
+                units[f"{name} {budget} {seed}"] = {s.name: s.units for s in pruned.sublayers}
+                notes = [s.status + ": " + s.note for s in pruned.sublayers if s.note and s.status == "stopped"]
+                print(seed, name, budget, {k: round(v, 3) for k, v in metrics.items()}, *notes, flush=True)
+    table = [_row(name, budget, runs) for (name, budget), runs in found.items()]
+    for row in table:
+        print(row["method"], row["macs"], row["mean"], "+-", row["spread"])
+    write_result(
+        arguments.name or f"accuracy-{arguments.task}",
+        {"task": arguments.task, "dense": dense, "table": table, "units": units},
+    )
+
+
+def _row(name: str, budget: float, runs: list[dict[str, float]]) -> dict[str, object]:
+    """Mean and spread (sample standard deviation) of every metric."""
+    return {
+        "method": name,
+        "macs": budget,
+        "runs": runs,
+        "mean": {key: round(statistics.mean(run[key] for run in runs), 4) for key in runs[0]},
+        "spread": {key: round(statistics.stdev(run[key] for run in runs) if len(runs) > 1 else 0.0, 4) for key in runs[0]},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What the benchmarks share: the real models and rows, and where results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+
+from faster_pruner import job
+from faster_pruner.batches import EncodedRows
+from faster_pruner.checkpoint import Opened, open_checkpoint
+from faster_pruner.data import load_split, sample
+from faster_pruner.tasks import GLUE, encode
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
+# Calibration rows per task, as in the reference measurements.
+ROWS = {"sst2": 2048, "mrpc": 512}
+
+
+def open_model(task: str, device: str | None = None) -> Opened:
+    """The real 6-layer BERT fine-tuned for `task`."""
+    return open_checkpoint(str(SHARED / "models" / f"minilm-l6-{task}"), device=job.pick_device(device))
+
+
+def rows_of(opened: Opened, task: str, split: tuple[str, ...]) -> EncodedRows:
+    """All rows of a split, tokenised."""
+    rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), split)
+    return encode(rows, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128)
+
+
+def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labelled: bool = True) -> EncodedRows:
+    """A seeded calibration set of training rows, tokenised."""
+    rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
+    drawn = sample(rows, count, seed)
+    return encode(
+        drawn, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128, labelled=labelled
+    )
+
+
+def write_result(name: str, rows: Any) -> None:
+    """benchmarks/results/<name>.json, with the environment inside."""
+    RESULTS.mkdir(exist_ok=True)
+    found = {"environment": environment(), "command": " ".join(["python", *sys.argv]), "rows": rows}
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware."""
+    return {**job.environment(job.pick_device(None)), "cores": str(os.cpu_count()), "system": platform.system()}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+
+

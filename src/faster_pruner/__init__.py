@@ -1,0 +1,22 @@
+"""faster-pruner: a fine-tuned transformer and a budget in, a physically smaller, verified, faster checkpoint out.
+
+>>> from faster_pruner import prune, load                                       # doctest: +SKIP
+>>> prune("my-finetuned-bert", task="sst2", macs=0.5, output="smaller")         # doctest: +SKIP
+>>> model = load("smaller")                                                     # doctest: +SKIP
+"""
+
+from faster_pruner.checkpoint import load
+from faster_pruner.job import Columns, PruneResult, evaluate, prune
+from faster_pruner.options import CalibrationOptions, Method, SolverOptions, preset
+
+__all__ = [
+    "CalibrationOptions",
+    "Columns",
+    "Method",
+    "PruneResult",
+    "SolverOptions",
+    "evaluate",
+    "load",
+    "preset",
+    "prune",
+]

@@ -1,0 +1,138 @@
+"""The one pass over the calibration set: batches in, statistics out.
+
+One forward and one backward per batch give, for every sublayer at once and for every example, the mask gradient
+
+    ``g[i, u] = sum over the tokens t of i and the columns c of u of X[t, c] (dL/dX)[t, c]``
+
+the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the recovery. All are sums over
+tokens or rows, so they can be split over devices and added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.batches import Batch
+from faster_pruner.capture import Observation, gradients
+from faster_pruner.families import Sublayer
+from faster_pruner.linalg import SecondMoment
+from faster_pruner.losses import Cotangent
+from faster_pruner.progress import Progress, Silent, counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What the method at hand will use; nothing else is computed.
+
+    Attributes:
+        mask_gradients: per-example mask gradients (first-order selection).
+        moments: A and G (second-order selection).
+        targets: dense outputs of every residual branch plus its residual stream (recovery against the dense model).
+    """
+
+    mask_gradients: bool = False
+    moments: bool = False
+    targets: bool = False
+
+
+@dataclass(kw_only=True)
+class SublayerStatistics:
+    """Statistics of one sublayer.
+
+    Attributes:
+        mask_gradients: [N, U], in the original order of the rows; None when not needed.
+        inputs: second moment of X over the tokens that the loss reads; None when not needed.
+        output_gradients: second moment of dL/dY over the same tokens; None when not needed.
+        read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a classifier, CLS).
+        targets: per batch [tokens read, d]; empty when not needed.
+    """
+
+    mask_gradients: Tensor | None = None
+    inputs: SecondMoment | None = None
+    output_gradients: SecondMoment | None = None
+    read: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Statistics of all sublayers, by name, and the logits [N, C] of the calibration rows."""
+
+    sublayers: dict[str, SublayerStatistics]
+    logits: Tensor
+    rows: int
+
+    def __getitem__(self, name: str) -> SublayerStatistics:
+        return self.sublayers[name]
+
+
+class _Collector:
+    """Turns observations into statistics."""
+
+    def __init__(self, sublayers: Sequence[Sublayer], rows: int, device: torch.device, needs: Needs) -> None:
+        self.needs = needs
+        self.batch: Batch | None = None
+        self.statistics = {
+            s.name: SublayerStatistics(
+                mask_gradients=torch.zeros(rows, s.units, device=device) if needs.mask_gradients else None,
+                inputs=SecondMoment(s.columns, device) if needs.moments else None,
+                output_gradients=SecondMoment(s.width, device) if needs.moments else None,
+            )
+            for s in sublayers
+        }
+
+    @torch.no_grad()
+    def observe(self, sublayer: Sublayer, seen: Observation) -> None:
+        """Fold one batch of one sublayer into its sums."""
+        assert self.batch is not None
+        own = self.statistics[sublayer.name]
+        mask = self.batch.mask
+        read = mask & seen.y_gradient.ne(0).any(dim=-1)
+        own.read.append(read)
+        if own.mask_gradients is not None:
+            product = (seen.x.float() * seen.x_gradient.float() * mask[:, :, None]).sum(dim=1)
+            own.mask_gradients[self.batch.rows] = product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
+        if own.inputs is not None and own.output_gradients is not None:
+            own.inputs.add(seen.x[read])
+            own.output_gradients.add(seen.y_gradient[read])
+        if self.needs.targets:
+            own.targets.append((seen.y + seen.residual)[read])
+
+
+def calibrate(
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    batches: Sequence[Batch],
+    cotangent: Cotangent,
+    *,
+    needs: Needs,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Run the pass.
+
+    Args:
+        model: the dense model; called with each batch's inputs, it must return `.logits` [B, C].
+        sublayers: in the order in which the model runs them.
+        batches: the calibration set.
+        cotangent: dL/dlogits (see `losses`).
+        needs: which statistics to gather.
+        progress: told after each batch.
+    """
+    rows = sum(batch.rows.numel() for batch in batches)
+    device = next(model.parameters()).device
+    collector = _Collector(sublayers, rows, device, needs)
+    logits: Tensor | None = None
+    with gradients(model, sublayers, collector.observe):
+        for batch in counted(batches, progress or Silent()):
+            collector.batch = batch
+            output: Tensor = model(**batch.inputs).logits
+            output.backward(cotangent(output, batch).to(output.dtype))
+            if logits is None:
+                logits = torch.zeros(rows, output.shape[-1], device=device)
+            logits[batch.rows] = output.detach().float()
+    assert logits is not None, "the calibration set is empty"
+    return Statistics(sublayers=collector.statistics, logits=logits, rows=rows)

@@ -1,0 +1,247 @@
+"""The only file that registers hooks, each in a `with`.
+
+Two ways to look inside a model:
+
+* `lockstep`: one forward per batch, all of them suspended together at the same output projection. Between two sublayers the caller may
+  change the weights of the projection that everyone waits at. So a whole sequential recovery costs exactly one forward of the
+  model, whatever the family looks like: no layer is called from outside, no attention mask is rebuilt, nothing is run twice.
+  The suspended forwards are greenlets (stackful coroutines in one OS thread, so torch's thread pools and modes are shared).
+* `gradients`: inputs and outputs of every output projection in a normal forward, with their gradients in the backward.
+
+Nothing here depends on the family beyond the paths in its table row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from faster_pruner.batches import Batch
+from faster_pruner.families import Sublayer
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One batch waiting at one output projection.
+
+    Attributes:
+        batch: index of the batch.
+        x: [B, S, n], the projection's input.
+        residual: [B, S, d], the residual stream that the branch is added to.
+    """
+
+    batch: int
+    x: Tensor
+    residual: Tensor
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; the training flag of every module is put back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; everything is put back afterwards."""
+    with _evaluating(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def activation_gradients_only(model: nn.Module) -> Iterator[None]:
+    """Eval mode in which no parameter asks for a gradient; everything is put back afterwards."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with _evaluating(model), torch.enable_grad():
+            yield
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+
+
+def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """First input of a module call, however it was passed."""
+    value = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(value, Tensor)
+    return value
+
+
+class Lockstep:
+    """Suspended forwards of one model over several batches; made by `lockstep`."""
+
+    def __init__(self, model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> None:
+        self._model = model
+        self._main = getcurrent()
+        self._residual: dict[int, Tensor] = {}
+        self._running = 0
+        self._forwards = [greenlet(self._forward) for _ in batches]
+        self._batches = batches
+        self._order = [sublayer.name for sublayer in sublayers]
+        self.outputs: list[Any] = [None] * len(batches)
+
+    def attach(self, stack: ExitStack, sublayers: Sequence[Sublayer]) -> None:
+        """Register the hooks; `stack` removes them."""
+        for sublayer in sublayers:
+            residual = self._model.get_submodule(sublayer.residual_path)
+            stack.callback(residual.register_forward_pre_hook(self._keep_residual, with_kwargs=True).remove)
+            output = sublayer.output_of(self._model)
+            stack.callback(output.register_forward_pre_hook(self._pause_at(sublayer.name)).remove)
+
+    def arrivals(self, sublayer: Sublayer) -> Iterator[Arrival]:
+        """Let each batch in turn run up to the output projection of `sublayer` and wait there.
+
+        Sublayers must be visited in the order in which the model runs them.
+        """
+        for index in range(len(self._batches)):
+            name, x = self._resume(index)
+            assert name == sublayer.name, f"expected the model to reach {sublayer.name}, it reached {name}"
+            yield Arrival(index, x, self._residual.pop(index))
+
+    def finish(self) -> list[Any]:
+        """Let every batch run to its end: the model's outputs, one per batch."""
+        for index in range(len(self._batches)):
+            name, output = self._resume(index)
+            assert name == "", f"a batch still waits at {name}"
+            self.outputs[index] = output
+        return self.outputs
+
+    def close(self) -> None:
+        """Unwind the forwards that are still suspended."""
+        for forward in self._forwards:
+            if forward and not forward.dead:
+                forward.throw(GreenletExit)
+
+    def _resume(self, index: int) -> tuple[str, Any]:
+        """Continue one batch up to its next stop: (name of the sublayer, x), or ("", output) at the end."""
+        self._running = index
+        forward = self._forwards[index]
+        return forward.switch() if forward else forward.switch(index)
+
+    def _forward(self, index: int) -> tuple[str, Any]:
+        return "", self._model(**self._batches[index].inputs)
+
+    def _keep_residual(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        self._residual[self._running] = _first_input(args, kwargs)
+
+    def _pause_at(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def pause(module: nn.Module, args: tuple[Any, ...]) -> None:
+            del module
+            self._main.switch((name, args[0]))
+
+        return pause
+
+
+@contextmanager
+def lockstep(model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> Iterator[Lockstep]:
+    """Suspend one forward per batch at every output projection of `sublayers` (see `Lockstep`)."""
+    with ExitStack() as stack:
+        stack.enter_context(inference(model))
+        run = Lockstep(model, sublayers, batches)
+        stack.callback(run.close)
+        run.attach(stack, sublayers)
+        yield run
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One output projection in one forward and backward.
+
+    Attributes:
+        x: [B, S, n] input of the projection.
+        x_gradient: [B, S, n].
+        y: [B, S, d] output of the projection.
+        y_gradient: [B, S, d].
+        residual: [B, S, d] residual stream that the branch is added to.
+    """
+
+    x: Tensor
+    x_gradient: Tensor
+    y: Tensor
+    y_gradient: Tensor
+    residual: Tensor
+
+
+class _Watch:
+    """Hooks of one sublayer for `gradients`."""
+
+    def __init__(self, sublayer: Sublayer, report: Callable[[Sublayer, Observation], None], *, starts_graph: bool) -> None:
+        self.sublayer, self.report, self.starts_graph = sublayer, report, starts_graph
+        self.x: Tensor | None = None
+        self.y: Tensor | None = None
+        self.residual: Tensor | None = None
+        self.y_gradient: Tensor | None = None
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Register the hooks."""
+        residual = model.get_submodule(self.sublayer.residual_path)
+        output = self.sublayer.output_of(model)
+        return [
+            residual.register_forward_pre_hook(self.before_branch, with_kwargs=True),
+            output.register_forward_pre_hook(self.before),
+            output.register_forward_hook(self.after),
+        ]
+
+    def before_branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the residual stream."""
+        del module
+        self.residual = _first_input(args, kwargs).detach()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Keep the input; the first sublayer's input is where the graph starts."""
+        del module
+        x = args[0].detach().requires_grad_() if self.starts_graph else args[0]
+        x.register_hook(self.input_gradient)
+        self.x = x.detach()
+        return (x, *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the output."""
+        del module, args
+        output.register_hook(self.output_gradient)
+        self.y = output.detach()
+
+    def output_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dy."""
+        self.y_gradient = gradient
+
+    def input_gradient(self, gradient: Tensor) -> None:
+        """All five tensors are known now: report and let go of them."""
+        assert self.x is not None
+        assert self.y is not None
+        assert self.y_gradient is not None
+        assert self.residual is not None
+        seen = Observation(self.x, gradient, self.y, self.y_gradient, self.residual)
+        self.x = self.y = self.y_gradient = self.residual = None
+        self.report(self.sublayer, seen)
+
+
+@contextmanager
+def gradients(
+    model: nn.Module, sublayers: Sequence[Sublayer], report: Callable[[Sublayer, Observation], None]
+) -> Iterator[None]:
+    """Report every output projection once per backward, last sublayer first; parameters get no gradients.
+
+    The graph starts at the input of the first output projection, so nothing before it is differentiated.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(activation_gradients_only(model))
+        for place, sublayer in enumerate(sublayers):
+            for handle in _Watch(sublayer, report, starts_graph=place == 0).attach(model):
+                stack.callback(handle.remove)
+        yield

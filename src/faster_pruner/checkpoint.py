@@ -1,0 +1,378 @@
+"""Checkpoints: open one, save one, and prove that what was saved is what was in memory.
+
+A pruned checkpoint is a Hugging Face folder (config.json, model.safetensors, tokenizer files) whose config carries
+
+* ``faster_pruner``: ``{"format": 1, "per_layer_config": {"0": {"num_attention_heads": 7, ...}, ...}}``, what `load` reads;
+* ``per_layer_config``: the same sizes in the shape that transformers itself uses for heterogeneous models, so that a stock
+  ``from_pretrained`` refuses the folder loudly instead of re-initialising layers.
+
+Nothing is ever unpickled, and nothing that a config says becomes a path or code.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from faster_pruner import surgery
+from faster_pruner.batches import Batch
+from faster_pruner.capture import inference
+from faster_pruner.errors import CheckpointError, OutputError, VerificationError
+from faster_pruner.families import FamilySpec, family_of, resolve
+
+METADATA_KEY = "faster_pruner"
+FORMAT = 1
+_CONFIG = "config.json"
+# Free space asked for before work starts, as a multiple of the dense checkpoint: the pruned one, and the one it replaces.
+_SPACE_FACTOR = 1.2
+
+_AUTO_CLASSES = (
+    transformers.AutoModelForSequenceClassification,
+    transformers.AutoModelForTokenClassification,
+    transformers.AutoModelForQuestionAnswering,
+    transformers.AutoModelForMultipleChoice,
+    transformers.AutoModelForMaskedLM,
+    transformers.AutoModel,
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint in memory.
+
+    Attributes:
+        model: a stock transformers class, float32.
+        tokenizer: its tokenizer.
+        family: its row of the family table.
+        dtype: the dtype that the checkpoint is stored in.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: FamilySpec
+    dtype: torch.dtype
+
+
+def _check_place(place: str) -> None:
+    """Raise CheckpointError when `place` is a local path that holds no checkpoint."""
+    path = Path(place)
+    if path.is_dir():
+        if not (path / _CONFIG).is_file():
+            raise CheckpointError(f"{place!r} has no {_CONFIG}; give a folder saved by save_pretrained, or a hub id")
+    elif path.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
+        raise CheckpointError(f"model folder {place!r} does not exist or is not a folder")
+
+
+def read_config(place: str) -> dict[str, Any]:
+    """config.json of a local folder or hub id. Raises CheckpointError."""
+    _check_place(place)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise CheckpointError(f"{place!r} has no readable {_CONFIG}: {str(error).splitlines()[0]}") from error
+    if not config:
+        raise CheckpointError(f"{place!r} is neither a local folder nor a model on the hub that can be reached")
+    return config
+
+
+def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Open a pruned (or dense) checkpoint as a stock transformers class with smaller Linears.
+
+    Args:
+        place: local folder or hub id.
+        dtype: of the weights in memory; by default the checkpoint's own, except that half precision becomes float32
+            when no GPU is present.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
+        UnsupportedModelError: its `model_type` has no row in the family table.
+    """
+    config = read_config(str(place))
+    stored = _stored_dtype(config)
+    if dtype is None:
+        dtype = stored if torch.cuda.is_available() else torch.float32
+    return _load(str(place), config, dtype)
+
+
+def open_checkpoint(place: str, *, device: torch.device) -> Opened:
+    """Open a checkpoint for pruning or evaluation: float32, on `device`, with its tokenizer.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights, or no tokenizer.
+    """
+    config = read_config(place)
+    model = _load(place, config, torch.float32)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+    return Opened(model.to(device), tokenizer, family_of(model.config.model_type), _stored_dtype(config))  # pyright: ignore[reportArgumentType]
+
+
+def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The dtype that a config states, float32 when it states none that we know."""
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    return known.get(name, torch.float32)
+
+
+def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """Open a checkpoint, dense or pruned, without its tokenizer."""
+    raw = {key: value for key, value in raw.items() if key != "per_layer_config"}
+    model_type = str(raw.get("model_type", ""))
+    family = family_of(model_type)
+    if raw.get("pruned_heads"):
+        raise CheckpointError(
+            f"{place!r} lists pruned_heads, which transformers 5 cannot load; start from the unpruned checkpoint"
+        )
+    try:
+        config = AutoConfig.for_model(model_type).from_dict(raw)
+        stock = _stock_class(config, raw)
+        units = _units_from_metadata(raw, family, config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
+    return _from_pretrained(place, config, stock, family, units, dtype)
+
+
+def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrainedModel]:
+    """The transformers class named by `architectures`, looked up among those registered for this config; never imported by name."""
+    wanted = raw.get("architectures") or []
+    for auto in _AUTO_CLASSES:
+        mapping = auto._model_mapping  # pyright: ignore[reportPrivateUsage]
+        if type(config) in mapping and mapping[type(config)].__name__ in wanted:
+            return mapping[type(config)]
+    raise CheckpointError(
+        f"{_CONFIG} names the architecture {wanted!r}, which is not a supported {config.model_type} class; "
+        "a fine-tuned ...ForSequenceClassification checkpoint is expected"
+    )
+
+
+def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTrainedConfig) -> dict[str, int]:
+    """Unit count per sublayer name from our metadata, every value checked; empty for a dense checkpoint."""
+    metadata = raw.get(METADATA_KEY)
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{_CONFIG}: {METADATA_KEY!r} is not of format {FORMAT}; update faster-pruner")
+    layers = metadata.get("per_layer_config")
+    if not isinstance(layers, dict):
+        raise CheckpointError(f"{_CONFIG}: {METADATA_KEY}.per_layer_config is missing")
+    known = {spec.config_key: spec for spec in family.sublayers}
+    units: dict[str, int] = {}
+    for layer, sizes in layers.items():
+        if not (isinstance(layer, str) and len(layer) < 6 and layer.isdecimal() and int(layer) < config.num_hidden_layers):
+            raise CheckpointError(f"{_CONFIG}: {str(layer)[:40]!r} is not one of the {config.num_hidden_layers} layers")
+        if not isinstance(sizes, dict):
+            raise CheckpointError(f"{_CONFIG}: sizes of layer {layer} are not a mapping")
+        for key, count in sizes.items():
+            spec = known.get(key)
+            full = int(getattr(config, key)) if spec is not None else 0
+            if spec is None or type(count) is not int or not 0 <= count <= full:
+                raise CheckpointError(f"{_CONFIG}: layer {layer} cannot have {str(key)[:40]!r} = {str(count)[:40]}")
+            units[f"layers.{int(layer)}.{spec.kind}"] = count
+    return units
+
+
+def _from_pretrained(
+    place: str,
+    config: PreTrainedConfig,
+    stock: type[PreTrainedModel],
+    family: FamilySpec,
+    units: dict[str, int],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
+
+    class Resized(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            surgery.resize(self, family, units)
+
+    Resized.__name__ = Resized.__qualname__ = stock.__name__
+    try:
+        with _no_loading_bars():
+            model, info = Resized.from_pretrained(
+                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error).splitlines()[0])
+        raise CheckpointError(
+            f"{place!r}: the tensors do not fit {_CONFIG} ({reason}); a checkpoint that another tool has pruned is not supported"
+        ) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
+    model.__class__ = stock
+    return model.eval()
+
+
+def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict[str, int]]:
+    """Unit counts per layer in the shape of transformers' `per_layer_config`."""
+    layers: dict[str, dict[str, int]] = {}
+    for sublayer in resolve(model, family):
+        layers.setdefault(str(sublayer.layer), {})[sublayer.spec.config_key] = sublayer.units
+    return layers
+
+
+def mark_as_pruned(model: PreTrainedModel, family: FamilySpec) -> None:
+    """Put the sizes into the model's config, so that every later `save_pretrained` keeps them."""
+    setattr(model.config, METADATA_KEY, {"format": FORMAT, "per_layer_config": describe_sizes(model, family)})
+
+
+def check_output(folder: Path, *, overwrite: bool, bytes_needed: int) -> None:
+    """Before any work: the folder may be written.
+
+    Raises:
+        OutputError: it is in the way, its parent cannot be written, or the disk is too full.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output {str(folder)!r} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise OutputError(f"output folder {str(folder)!r} is not empty; choose another or add --overwrite")
+        if not (folder / _CONFIG).is_file():
+            raise OutputError(f"output folder {str(folder)!r} holds no checkpoint ({_CONFIG}); it is not overwritten")
+    parent = _existing_parent(folder)
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write into {str(parent)!r}")
+    free = shutil.disk_usage(parent).free
+    if free < _SPACE_FACTOR * bytes_needed:
+        raise OutputError(
+            f"not enough disk space for {str(folder)!r}: {free / 1e6:.0f} MB free, about {_SPACE_FACTOR * bytes_needed / 1e6:.0f} MB needed"
+        )
+
+
+def _existing_parent(folder: Path) -> Path:
+    """The nearest parent that exists."""
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """No progress bars of transformers: ours is enough."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def replacing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the disk fills up, or the folder has come into the way meanwhile.
+    """
+    folder = folder.absolute()
+    created = _make_parents(folder.parent)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        if folder.exists():
+            if any(folder.iterdir()) and not overwrite:
+                raise OutputError(f"output folder {str(folder)!r} was filled by someone else meanwhile")
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            folder.rename(old / folder.name)
+            staging.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staging.rename(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not folder.exists():
+            for parent in created:
+                if parent.exists() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create the missing parents of the output; returns them, innermost first."""
+    missing = [parent]
+    while not missing[-1].exists():
+        missing.append(missing[-1].parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    return missing[:-1]
+
+
+def _umask() -> int:
+    """The process's umask (which can only be read by setting it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_checkpoint(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
+) -> None:
+    """Write model, config and tokenizer into an existing folder, weights in `dtype`.
+
+    Raises:
+        OutputError: the disk fills up.
+    """
+    stored = copy.deepcopy(model).cpu().to(dtype)
+    try:
+        stored.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
+    path = folder / _CONFIG
+    config = json.loads(path.read_text())
+    config["per_layer_config"] = config[METADATA_KEY]["per_layer_config"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def verify(folder: Path, model: PreTrainedModel, batches: Sequence[Batch]) -> str:
+    """Reopen a saved checkpoint and compare its logits with the model in memory, bit for bit.
+
+    Returns:
+        What was verified, in words.
+
+    Raises:
+        VerificationError: any logit differs.
+    """
+    device = next(model.parameters()).device
+    reopened = load(folder, dtype=next(model.parameters()).dtype).to(device)  # pyright: ignore[reportArgumentType]
+    rows = 0
+    with inference(model), inference(reopened):
+        for batch in batches:
+            if not torch.equal(model(**batch.inputs).logits, reopened(**batch.inputs).logits):
+                raise VerificationError(
+                    "the saved checkpoint does not reproduce the pruned model's logits; nothing was written. Please report this"
+                )
+            rows += batch.rows.numel()
+    return f"logits of the reopened checkpoint are bit-equal on {rows} rows"
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the weights files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+

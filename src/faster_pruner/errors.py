@@ -1,0 +1,56 @@
+"""The exceptions that faster-pruner raises on purpose.
+
+::
+
+    FasterPrunerError
+    ├── InputError               what was given cannot be used; exit code 2
+    │   ├── UnsupportedModelError    a model_type without a row in the family table
+    │   ├── CheckpointError          a checkpoint that is missing, damaged or does not fit its config
+    │   ├── BudgetError              a budget outside its range or below what the model can reach
+    │   ├── DataError                a missing file, column or label, or too few rows
+    │   ├── OptionError              an option value that does not exist or does not combine
+    │   └── OutputError              an output folder that is in the way or cannot be written
+    └── VerificationError        the saved checkpoint did not behave like the model in memory; exit code 1
+
+Every message says what arrived, what is supported and what to do. ``assert`` is for our own bugs only.
+"""
+
+
+class FasterPrunerError(Exception):
+    """Base of every error raised on purpose. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class InputError(FasterPrunerError):
+    """What the caller gave cannot be used."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(InputError):
+    """The model's `model_type` has no row in the family table."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or its tensors do not fit its config."""
+
+
+class BudgetError(InputError):
+    """A budget is outside its range or below what the model can reach."""
+
+
+class DataError(InputError):
+    """Rows, columns, labels or files are missing or unusable."""
+
+
+class OptionError(InputError):
+    """An option has a value that does not exist or does not combine with the others."""
+
+
+class OutputError(InputError):
+    """The output folder is in the way or cannot be written."""
+
+
+class VerificationError(FasterPrunerError):
+    """The reopened checkpoint did not reproduce the model in memory."""

@@ -1,0 +1,330 @@
+"""The main job: a checkpoint and rows in, a verified pruned checkpoint and its report out.
+
+    load -> calibration sample -> prune (`pipeline`) -> evaluation and latency before and after -> save -> reopen and verify
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from faster_pruner import checkpoint, latency, surgery
+from faster_pruner.batches import EncodedRows
+from faster_pruner.costs import encoder_macs, encoder_parameters
+from faster_pruner.data import Source, load_split, sample
+from faster_pruner.errors import DataError, OptionError
+from faster_pruner.evaluate import evaluate_rows
+from faster_pruner.families import FamilySpec, resolve
+from faster_pruner.options import Budget, CalibrationOptions, Method, PruneOptions, preset
+from faster_pruner.pipeline import Calibrated, Pruned, calibrate_model, cut
+from faster_pruner.progress import Progress, Silent, StageClock
+from faster_pruner.results import Evaluation, PruneReport, SizeResult, SublayerResult
+from faster_pruner.tasks import GLUE, Task, encode, find_task
+
+RESULT_FILE = "result.json"
+_TRAIN_SPLITS = ("train", "training")
+_FEWEST_ROWS = 8
+# Batches of the calibration set that the reopened checkpoint is compared on.
+_BATCHES_TO_VERIFY = 2
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` gives back.
+
+    Attributes:
+        model: the pruned model, a stock transformers class.
+        tokenizer: its tokenizer.
+        report: everything that was measured; the same as `result.json`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    report: PruneReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns to read in place of the task's own; None leaves them."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """Everything a run needs, in memory."""
+
+    name: str
+    task: Task
+    opened: checkpoint.Opened
+    rows: EncodedRows
+    splits: dict[str, EncodedRows]
+
+
+def prune(
+    model: str | Path,
+    *,
+    macs: float,
+    task: str | None = None,
+    data: str | Path | None = None,
+    columns: Columns | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    method: Method | str = "default",
+    calibration: CalibrationOptions | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> PruneResult:
+    """Prune a fine-tuned checkpoint to a share of its encoder's MACs; evaluate, time, save, reopen and verify it.
+
+    Args:
+        model: local folder or hub id of a fine-tuned text classification or regression model.
+        macs: share of the encoder's MACs to keep, inside (0, 1).
+        task: a GLUE task by name; other data is described by `columns`.
+        data: local folder with one file per split; None for the hub.
+        columns: in place of the task's own.
+        output: folder for the pruned checkpoint and `result.json`; None keeps the result in memory only.
+        overwrite: replace a checkpoint that is already in `output`.
+        method: a preset by name, or a `Method`.
+        calibration: size and seed of the calibration set.
+        device: torch device; by default cuda when there is one, else the CPU.
+        progress: a listener.
+
+    Raises:
+        InputError: see its subclasses in `errors`.
+        VerificationError: the saved checkpoint did not reproduce the model in memory.
+    """
+    options = PruneOptions(
+        budget=Budget(macs=macs),
+        method=preset(method) if isinstance(method, str) else method,
+        calibration=calibration or CalibrationOptions(),
+    )
+    described = describe_task(task, columns)
+    source = source_of(described, data)
+    clock = StageClock(progress or Silent())
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        checkpoint.check_output(folder, overwrite=overwrite, bytes_needed=0)
+    with clock.stage("load"):
+        opened = checkpoint.open_checkpoint(str(model), device=pick_device(device))
+        prepared = _Prepared(
+            name=str(model),
+            task=described,
+            opened=opened,
+            rows=_calibration_rows(source, described, opened, options),
+            splits=evaluation_splits(source, described, opened, options.calibration.max_length),
+        )
+    if folder is not None:
+        needed = stored_bytes(opened.model, opened.dtype)
+        checkpoint.check_output(folder, overwrite=overwrite, bytes_needed=needed)
+    return _run(prepared, options, clock, folder, overwrite=overwrite)
+
+
+def _run(
+    prepared: _Prepared, options: PruneOptions, clock: StageClock, folder: Path | None, *, overwrite: bool
+) -> PruneResult:
+    """Prune, measure, save."""
+    opened = prepared.opened
+    calibrated = calibrate_model(
+        opened.model, opened.family, prepared.rows, options.method, options.calibration, clock=clock
+    )
+    pruned = cut(calibrated, options.budget, options.method, clock=clock)
+    surgery.round_weights(pruned.model, opened.dtype)
+    with clock.stage("evaluation", total=2 * len(prepared.splits)):
+        before = evaluate_splits(opened.model, prepared.task, prepared.splits, clock.progress)
+        after = evaluate_splits(pruned.model, prepared.task, prepared.splits, clock.progress)
+    with clock.stage("latency", total=len(latency.SHAPES)):
+        longest = int(getattr(opened.model.config, "max_position_embeddings", 512)) - 2
+        timings = latency.measure(opened.model, pruned.model, longest=longest, progress=clock.progress)
+    report = replace(
+        _report(prepared, options, calibrated, pruned),
+        seconds=clock.seconds,
+        before=before,
+        after=after,
+        latency=timings,
+    )
+    if folder is not None:
+        with clock.stage("save and verify"):
+            report = _save(pruned.model, calibrated, opened, report, folder, overwrite=overwrite)
+    return PruneResult(pruned.model, opened.tokenizer, report)
+
+
+def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, pruned: Pruned) -> PruneReport:
+    """What is known before anything is measured."""
+    opened, length = prepared.opened, calibrated.length
+    dense = _size(opened.model, opened, length)
+    small = _size(pruned.model, opened, length)
+    return PruneReport(
+        model=prepared.name,
+        task=prepared.task.name,
+        preset=options.method.name,
+        options=asdict(options),
+        mean_length=length,
+        macs_asked=options.budget.macs,
+        macs_kept=small.macs / dense.macs,
+        dense=dense,
+        pruned=small,
+        sublayers=pruned.sublayers,
+        seconds={},
+        environment=environment(next(opened.model.parameters()).device),
+        warnings=_warnings(pruned.sublayers),
+    )
+
+
+def _save(
+    model: PreTrainedModel,
+    calibrated: Calibrated,
+    opened: checkpoint.Opened,
+    report: PruneReport,
+    folder: Path,
+    *,
+    overwrite: bool,
+) -> PruneReport:
+    """Write beside, reopen, verify, then move into place."""
+    with checkpoint.replacing(folder, overwrite=overwrite) as staging:
+        checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
+        verified = checkpoint.verify(staging, model, calibrated.batches[-_BATCHES_TO_VERIFY:])
+        pruned = replace(report.pruned, bytes=checkpoint.weight_bytes(staging))
+        report = replace(report, verified=verified, pruned=pruned)
+        (staging / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return report
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    task: str | None = None,
+    data: str | Path | None = None,
+    columns: Columns | None = None,
+    max_length: int = 128,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate a dense or pruned checkpoint on a task's evaluation splits; arguments as in `prune`."""
+    described = describe_task(task, columns)
+    source = source_of(described, data)
+    clock = StageClock(progress or Silent())
+    with clock.stage("load"):
+        opened = checkpoint.open_checkpoint(str(model), device=pick_device(device))
+        splits = evaluation_splits(source, described, opened, max_length)
+    with clock.stage("evaluation", total=len(splits)):
+        return evaluate_splits(opened.model, described, splits, clock.progress)
+
+
+def describe_task(name: str | None, columns: Columns | None) -> Task:
+    """A GLUE task by name, or a generic one by its columns. Raises OptionError."""
+    chosen = columns or Columns()
+    return find_task(
+        name, GLUE, text_column=chosen.text, pair_column=chosen.text_pair, label_column=chosen.label
+    )
+
+
+def source_of(task: Task, data: str | Path | None) -> Source:
+    """Where a task's rows come from. Raises DataError when nothing says so."""
+    if data is None and not task.hub:
+        raise DataError("say where the rows are: --data with a local folder")
+    return Source(
+        folder=None if data is None else Path(data), subfolder=task.name, hub=task.hub, hub_config=task.hub_config
+    )
+
+
+def _calibration_rows(source: Source, task: Task, opened: checkpoint.Opened, options: PruneOptions) -> EncodedRows:
+    """The calibration set: training rows only, drawn without replacement."""
+    rows = load_split(source, _TRAIN_SPLITS)
+    if len(rows) < _FEWEST_ROWS:
+        raise DataError(f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed")
+    return encode(
+        sample(rows, options.calibration.rows, options.calibration.seed),
+        task,
+        opened.tokenizer,
+        config=opened.model.config,
+        max_length=options.calibration.max_length,
+        labelled=options.method.labels,
+    )
+
+
+def evaluation_splits(
+    source: Source, task: Task, opened: checkpoint.Opened, max_length: int
+) -> dict[str, EncodedRows]:
+    """The tokenised evaluation splits that exist; the first one must."""
+    splits: dict[str, EncodedRows] = {}
+    for place, (name, names) in enumerate(task.evaluation):
+        try:
+            rows = load_split(source, names)
+        except DataError:
+            if place == 0:
+                raise
+            continue
+        splits[name] = encode(rows, task, opened.tokenizer, config=opened.model.config, max_length=max_length)
+    return splits
+
+
+def evaluate_splits(
+    model: PreTrainedModel, task: Task, splits: dict[str, EncodedRows], progress: Progress
+) -> dict[str, Evaluation]:
+    """Metrics on every split."""
+    found: dict[str, Evaluation] = {}
+    for split, rows in splits.items():
+        found[split] = evaluate_rows(model, rows, task, split=split)
+        progress.step()
+    return found
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, else cuda when there is one, else the CPU. Raises OptionError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def stored_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the weights take when stored in `dtype`."""
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def _macs(model: PreTrainedModel, family: FamilySpec, length: float) -> float:
+    """Encoder MACs of a model for one row of `length` tokens."""
+    return encoder_macs(resolve(model, family), length)
+
+
+def _size(model: PreTrainedModel, opened: checkpoint.Opened, length: float) -> SizeResult:
+    """Size of a model."""
+    return SizeResult(
+        macs=_macs(model, opened.family, length),
+        encoder_parameters=encoder_parameters(resolve(model, opened.family)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=stored_bytes(model, opened.dtype),
+    )
+
+
+def _warnings(sublayers: Sequence[SublayerResult]) -> list[str]:
+    """Sentences about what did not go as planned."""
+    return [f"{s.name}: {s.note}" for s in sublayers if s.note and s.status not in ("skipped", "not reached")]
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware that a measurement depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "faster_pruner": version("faster-pruner"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "device": f"{device.type}: {name}",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,85 @@
+"""Measured latency: dense and pruned forwards in turn, so that a drifting machine slows both alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.capture import inference
+from faster_pruner.progress import Progress, Silent
+from faster_pruner.results import Latency
+
+SHAPES: tuple[tuple[int, int], ...] = ((1, 32), (32, 128))
+_WARM_UP = 2
+_SECONDS_PER_SHAPE = 2.0
+_MOST_PAIRS = 30
+_FEWEST_PAIRS = 5
+
+
+def measure(
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    longest: int = 512,
+    progress: Progress | None = None,
+) -> list[Latency]:
+    """Median latency of both models at each (batch, sequence) shape, and the median of the paired ratios."""
+    listener = progress or Silent()
+    found: list[Latency] = []
+    with inference(dense), inference(pruned):
+        for batch, sequence in shapes:
+            found.append(_measure_shape(dense, pruned, batch, min(sequence, longest)))
+            listener.step()
+    return found
+
+
+def _measure_shape(dense: nn.Module, pruned: nn.Module, batch: int, sequence: int) -> Latency:
+    """One shape."""
+    inputs = random_inputs(dense, batch, sequence)
+    for _ in range(_WARM_UP):
+        time_forward(dense, inputs)
+        time_forward(pruned, inputs)
+    slow: list[float] = []
+    fast: list[float] = []
+    started = time.perf_counter()
+    while len(slow) < _MOST_PAIRS:
+        slow.append(time_forward(dense, inputs))
+        fast.append(time_forward(pruned, inputs))
+        if len(slow) >= _FEWEST_PAIRS and time.perf_counter() - started > _SECONDS_PER_SHAPE:
+            break
+    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
+    return Latency(
+        batch=batch,
+        sequence=sequence,
+        dense_ms=1000 * statistics.median(slow),
+        pruned_ms=1000 * statistics.median(fast),
+        speed_up=statistics.median(ratios),
+    )
+
+
+def random_inputs(model: nn.Module, batch: int, sequence: int) -> dict[str, Tensor]:
+    """Random token ids without padding, on the model's device; the same for the same shape."""
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(batch * 100_003 + sequence)
+    ids = torch.randint(0, int(config.vocab_size), (batch, sequence), generator=generator)
+    pad = config.pad_token_id
+    if isinstance(pad, int):
+        ids = torch.where(ids == pad, (pad + 1) % int(config.vocab_size), ids)
+    device = next(model.parameters()).device
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+
+
+def time_forward(model: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Seconds of one forward, until the device is done."""
+    device = inputs["input_ids"].device
+    started = time.perf_counter()
+    model(**inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,132 @@
+"""One interface for every solver of the recovery stage.
+
+All of them are given a symmetric positive semi-definite matrix and one or many right-hand sides:
+
+* `matrix` [n, n], `right_side` [n] or [n, m], `prior` of the shape of `right_side` (default zero);
+* the system solved is ``(matrix + ridge_abs I) x = right_side + ridge_abs prior``, the minimiser of
+  ``x' matrix x - 2 right_side' x + ridge_abs ||x - prior||^2``, with ``ridge_abs = ridge * mean(diag(matrix))``;
+* iterations start from `prior`.
+
+A solver is a frozen value of its hyper-parameters. A solve returns a `Solution`; the caller looks at its status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Status(StrEnum):
+    """How a solve ended."""
+
+    CONVERGED = "converged"
+    MAX_ITERATIONS = "max-iterations"
+    BREAKDOWN = "breakdown"
+    ILL_CONDITIONED = "ill-conditioned"
+
+
+ADVICE: dict[Status, str] = {
+    Status.CONVERGED: "",
+    Status.MAX_ITERATIONS: "raise max_iterations or ridge, or use the jacobi-cg or cholesky solver",
+    Status.BREAKDOWN: "the matrix is not positive definite to working precision: raise ridge",
+    Status.ILL_CONDITIONED: "the matrix is too ill-conditioned for this solver: raise ridge or use cholesky",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """What a solve found.
+
+    Attributes:
+        value: the solution, shape and dtype of the right-hand side.
+        status: how the solve ended; anything but `CONVERGED` needs the caller's attention.
+        iterations: iterations used (0 for a direct solver), the most over all right-hand sides.
+        residual: ``||b - A x|| / ||b||`` of the system that was solved, the largest over all right-hand sides.
+        solver: name of the solver.
+    """
+
+    value: Tensor
+    status: Status
+    iterations: int
+    residual: float
+    solver: str
+
+    @property
+    def converged(self) -> bool:
+        """Whether the solver reached its tolerance."""
+        return self.status is Status.CONVERGED
+
+    @property
+    def advice(self) -> str:
+        """What to change when the solve did not converge; empty when it did."""
+        return ADVICE[self.status]
+
+
+class Solver(Protocol):
+    """What the recovery stage asks of a solver."""
+
+    @property
+    def name(self) -> str:
+        """Name shown in reports."""
+        ...
+
+    def solve(self, matrix: Tensor, right_side: Tensor, prior: Tensor | None = None) -> Solution:
+        """Solve the (ridged) system described in this module's docstring."""
+        ...
+
+
+def solve_dtype(device: torch.device) -> torch.dtype:
+    """float64 wherever the device has it, float32 on Apple's MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass(frozen=True)
+class System:
+    """A ridged system in solve precision, right-hand sides as columns.
+
+    Attributes:
+        matrix: [n, n], ridge included.
+        right_side: [n, m], ridge times prior included.
+        prior: [n, m].
+    """
+
+    matrix: Tensor
+    right_side: Tensor
+    prior: Tensor
+
+
+def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridge: float) -> System:
+    """Cast to solve precision and add the relative ridge. Raises ValueError on shapes that do not fit."""
+    n = matrix.shape[0]
+    if matrix.shape != (n, n) or right_side.shape[0] != n or right_side.ndim > 2:
+        raise ValueError(
+            f"matrix {tuple(matrix.shape)} and right_side {tuple(right_side.shape)} do not fit: expected [n, n] and [n] or [n, m]"
+        )
+    dtype = solve_dtype(matrix.device)
+    columns = right_side.reshape(n, -1).to(dtype)
+    start = torch.zeros_like(columns) if prior is None else prior.reshape(n, -1).to(dtype)
+    a = matrix.to(dtype)
+    if ridge > 0 and n > 0:
+        ridge_abs = ridge * a.diagonal().mean()
+        a = a + ridge_abs * torch.eye(n, dtype=dtype, device=a.device)
+        columns = columns + ridge_abs * start
+    return System(a, columns, start)
+
+
+def relative_residual(system: System, value: Tensor) -> Tensor:
+    """``||b - A x|| / ||b||`` per column of `value` [n, m]; a zero right-hand side is measured absolutely."""
+    norm = system.right_side.norm(dim=0)
+    norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+    return (system.right_side - system.matrix @ value).norm(dim=0) / norm
+
+
+def worst(residuals: Tensor) -> float:
+    """Largest entry, 0 for an empty system, infinity when any entry is not finite."""
+    if residuals.numel() == 0:
+        return 0.0
+    largest = float(residuals.max())
+    return largest if torch.isfinite(residuals).all() else float("inf")

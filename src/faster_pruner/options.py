@@ -1,0 +1,177 @@
+"""Option values: frozen, keyword-only, validated where they are made. Presets are literals of `Method`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from faster_pruner.errors import BudgetError, OptionError
+
+SelectionName = Literal["fisher", "second-order"]
+RecoveryName = Literal["none", "scale", "weights"]
+SolverName = Literal["cg", "jacobi-cg", "cholesky", "lsmr"]
+TeacherName = Literal["dense", "sqrt"]
+
+SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
+RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
+SOLVERS: tuple[SolverName, ...] = ("cg", "jacobi-cg", "cholesky", "lsmr")
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise OptionError when `value` is not allowed."""
+    if value not in allowed:
+        raise OptionError(f"{what} {value!r} does not exist; choose one of: {', '.join(allowed)}")
+
+
+def _at_least(what: str, value: float, least: float) -> None:
+    """Raise OptionError when `value` is below `least`."""
+    if not value >= least:
+        raise OptionError(f"{what} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """A solver of the recovery stage by name, with its hyper-parameters (see `linalg`).
+
+    Attributes:
+        name: one of `SOLVERS`.
+        ridge: relative ridge, a share of the mean diagonal.
+        tolerance: relative residual at which an iterative solver stops.
+        max_iterations: limit of an iterative solver; None for its default.
+        damp: LSMR's absolute damping.
+    """
+
+    name: SolverName
+    ridge: float = 0.0
+    tolerance: float = 1e-6
+    max_iterations: int | None = None
+    damp: float = 0.0
+
+    def __post_init__(self) -> None:
+        _one_of("solver", self.name, SOLVERS)
+        _at_least("ridge", self.ridge, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How to choose units and how to recover, all switches of a preset.
+
+    Attributes:
+        name: the preset this started from.
+        selection: first-order Fisher search, or second-order elimination with a knapsack.
+        labels: take gradients of the loss of the given labels; otherwise the true Fisher of the model's own predictions.
+        fisher_batch: examples whose mean gradient counts as one (32 in Kwon et al.'s code, 1 is the true per-example Fisher).
+        rearrange: swap units inside each layer after a Fisher search.
+        recovery: nothing, one scale per unit (mask tuning), or new output projections.
+        teacher: whose outputs the recovery aims at: the dense model, or one pruned to the square root of the budget (Kwon et al.).
+        solver: of the recovery.
+        scale_limit: stop mask tuning at the first sublayer with a scale beyond this (10 in the reference); None never stops.
+        skip_first_attention: leave the first layer's attention out of the recovery, as the reference does.
+        only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in the last FFN only.
+        damping: share of the mean diagonal added to the input second moment in second-order selection.
+        elimination_block: neurons removed per elimination step.
+    """
+
+    name: str
+    selection: SelectionName
+    labels: bool
+    fisher_batch: int = 1
+    rearrange: bool = False
+    recovery: RecoveryName
+    teacher: TeacherName = "dense"
+    solver: SolverOptions
+    scale_limit: float | None = None
+    skip_first_attention: bool = False
+    only_read_tokens: bool = True
+    damping: float = 1e-2
+    elimination_block: int = 16
+
+    def __post_init__(self) -> None:
+        _one_of("selection", self.selection, SELECTIONS)
+        _one_of("recovery", self.recovery, RECOVERIES)
+        _at_least("fisher_batch", self.fisher_batch, 1)
+        _at_least("elimination_block", self.elimination_block, 1)
+
+
+_KWON = Method(
+    name="kwon2022",
+    selection="fisher",
+    labels=True,
+    fisher_batch=32,
+    rearrange=True,
+    recovery="scale",
+    teacher="sqrt",
+    solver=SolverOptions(name="lsmr", damp=1.0),
+    scale_limit=10.0,
+    skip_first_attention=True,
+    only_read_tokens=False,
+)
+
+PRESETS: dict[str, Method] = {
+    "default": Method(
+        name="default",
+        selection="second-order",
+        labels=False,
+        recovery="weights",
+        solver=SolverOptions(name="cholesky", ridge=1e-2),
+    ),
+    "kwon2022": _KWON,
+    # The paper gives neither its tolerance, its damping nor its iteration limit: these are our choice (docs/decisions.md).
+    "li2024": replace(
+        _KWON, name="li2024", solver=SolverOptions(name="cg", ridge=1e-3, tolerance=1e-6, max_iterations=1000)
+    ),
+}
+
+
+def preset(name: str) -> Method:
+    """A preset by name. Raises OptionError."""
+    _one_of("preset", name, tuple(PRESETS))
+    return PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The calibration set and how it is run.
+
+    Attributes:
+        rows: training rows drawn without replacement.
+        seed: of the draw and of everything else that is random.
+        max_length: longest row in tokens; longer ones are truncated.
+        tokens_per_batch: padded tokens per batch.
+    """
+
+    rows: int = 2048
+    seed: int = 0
+    max_length: int = 128
+    tokens_per_batch: int = 4096
+
+    def __post_init__(self) -> None:
+        _at_least("calibration rows", self.rows, 1)
+        _at_least("max length", self.max_length, 3)
+        _at_least("tokens per batch", self.tokens_per_batch, 1)
+        if self.seed < 0:
+            raise OptionError(f"seed is {self.seed}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the pruned model may cost.
+
+    Attributes:
+        macs: share of the encoder's MACs to keep, inside (0, 1).
+    """
+
+    macs: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.macs < 1.0:
+            raise BudgetError(f"--macs is {self.macs:g}; it is the share of the encoder's MACs to keep, between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Everything that decides what a pruning run computes."""
+
+    budget: Budget
+    method: Method = field(default_factory=lambda: PRESETS["default"])
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)

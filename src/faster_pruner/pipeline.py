@@ -1,0 +1,179 @@
+"""The method, in the order in which it runs: reads like the algorithm box of Kwon et al. 2022.
+
+    one statistics pass -> selection under the budget -> physical slicing -> recovery
+
+`calibrate_model` does the first step, `cut` the others; several budgets can be cut from one calibration.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from faster_pruner import checkpoint, surgery
+from faster_pruner.batches import Batch, EncodedRows, pack
+from faster_pruner.calibrate import Needs, Statistics, calibrate
+from faster_pruner.costs import encoder_macs, unit_macs
+from faster_pruner.families import FamilySpec, Sublayer, resolve
+from faster_pruner.losses import labelled, problem_of, true_fisher
+from faster_pruner.options import Budget, CalibrationOptions, Method
+from faster_pruner.progress import Silent, StageClock
+from faster_pruner.recover import recover
+from faster_pruner.results import SublayerResult
+from faster_pruner.selection.budget import Item, allocate
+from faster_pruner.selection.fisher import diagonal, grouped
+from faster_pruner.selection.obs import damped, eliminate, square_root
+from faster_pruner.selection.rearrange import rearrange
+from faster_pruner.selection.search import Candidates, Selection, search_masks
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A dense model with the statistics of its calibration set: everything that a cut needs.
+
+    Attributes:
+        model: the dense model; never changed.
+        family: its row of the family table.
+        sublayers: its sublayers that have units, in the order in which it runs them.
+        batches: the calibration set.
+        statistics: of the one pass.
+        length: mean real tokens per row, which MACs are counted for.
+    """
+
+    model: PreTrainedModel
+    family: FamilySpec
+    sublayers: list[Sublayer]
+    batches: list[Batch]
+    statistics: Statistics
+    length: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned, recovered model and what happened to each of its sublayers."""
+
+    model: PreTrainedModel
+    sublayers: list[SublayerResult]
+
+
+def needs_of(method: Method) -> Needs:
+    """Statistics that a method will use."""
+    return Needs(
+        mask_gradients=method.selection == "fisher",
+        moments=method.selection == "second-order",
+        targets=method.recovery != "none" and method.teacher == "dense",
+    )
+
+
+def calibrate_model(
+    model: PreTrainedModel,
+    family: FamilySpec,
+    rows: EncodedRows,
+    method: Method,
+    calibration: CalibrationOptions,
+    *,
+    clock: StageClock | None = None,
+) -> Calibrated:
+    """Take the statistics that `method` needs.
+
+    Args:
+        model: the dense model, in float32; left as it was.
+        family: its row of the family table.
+        rows: the calibration set, in the order in which it was drawn; with labels when the method uses them.
+        method: decides what is gathered.
+        calibration: seed and packing.
+        clock: told about the stage.
+    """
+    clock = clock or StageClock(Silent())
+    sublayers = [s for s in resolve(model, family) if s.units > 0]
+    device = next(model.parameters()).device
+    batches = pack(rows, tokens_per_batch=calibration.tokens_per_batch, device=device)
+    problem = problem_of(model.config)
+    cotangent = labelled(problem) if method.labels else true_fisher(problem, rows=len(rows), seed=calibration.seed)
+    with clock.stage("statistics", total=len(batches)):
+        statistics = calibrate(model, sublayers, batches, cotangent, needs=needs_of(method), progress=clock.progress)
+    return Calibrated(model, family, sublayers, batches, statistics, rows.mean_length)
+
+
+def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageClock | None = None) -> Pruned:
+    """Prune to a budget: select, slice, recover.
+
+    Raises:
+        BudgetError: the budget is below what the method can build.
+    """
+    clock = clock or StageClock(Silent())
+    with clock.stage("selection"):
+        selection = select(calibrated, method, budget.macs)
+        teacher = _teacher(calibrated, method, budget.macs)
+    model = copy.deepcopy(calibrated.model)
+    kept = [s for s in surgery.prune_units(model, calibrated.family, selection) if s.name in selection]
+    with clock.stage("recovery", total=len(kept)):
+        recovered = recover(
+            model,
+            kept,
+            calibrated.batches,
+            calibrated.statistics,
+            method=method,
+            teacher=teacher,
+            progress=clock.progress,
+        )
+    checkpoint.mark_as_pruned(model, calibrated.family)
+    units = {s.name: s.units for s in calibrated.sublayers}
+    return Pruned(model, [replace(result, units_before=units[result.name]) for result in recovered.sublayers])
+
+
+def select(calibrated: Calibrated, method: Method, share: float) -> Selection:
+    """The units to keep in each sublayer so that at most `share` of the encoder's MACs remain. Raises BudgetError."""
+    sublayers, length = calibrated.sublayers, calibrated.length
+    budget = share * encoder_macs(sublayers, length)
+    if method.selection == "second-order":
+        return allocate({s.name: _item(calibrated, s, method) for s in sublayers}, budget)
+    groups = {s.name: grouped(_gradients(calibrated.statistics, s), method.fisher_batch) for s in sublayers}
+    candidates = {
+        s.name: Candidates(kind=s.kind, importance=diagonal(groups[s.name]), unit_cost=unit_macs(s, length))
+        for s in sublayers
+    }
+    selection = search_masks(candidates, budget)
+    if method.rearrange:
+        selection = {name: rearrange(keep, groups[name]) for name, keep in selection.items()}
+    return selection
+
+
+def _gradients(statistics: Statistics, sublayer: Sublayer) -> torch.Tensor:
+    """Mask gradients of one sublayer, [N, U]."""
+    found = statistics[sublayer.name].mask_gradients
+    assert found is not None
+    return found
+
+
+def _item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
+    """The loss curve of one sublayer."""
+    own = calibrated.statistics[sublayer.name]
+    assert own.inputs is not None
+    assert own.output_gradients is not None
+    weight = sublayer.output_of(calibrated.model).weight.detach().double()
+    gram = own.inputs.centred() / max(1, own.inputs.count)
+    weighted = weight.T @ square_root(own.output_gradients.gram / calibrated.statistics.rows)
+    curve = eliminate(
+        damped(gram, method.damping),
+        weighted,
+        group=sublayer.unit_size,
+        block=method.elimination_block if sublayer.unit_size == 1 else 1,
+    )
+    return Item(curve=curve, unit_cost=unit_macs(sublayer, calibrated.length))
+
+
+def _teacher(calibrated: Calibrated, method: Method, share: float) -> nn.Module | None:
+    """Kwon et al.'s teacher, pruned to the square root of the budget without rearrangement; None for the dense model."""
+    if method.recovery == "none" or method.teacher == "dense":
+        return None
+    selection = select(calibrated, replace(method, rearrange=False), math.sqrt(share))
+    teacher = copy.deepcopy(calibrated.model)
+    surgery.prune_units(teacher, calibrated.family, selection)
+    return teacher
+

@@ -1,0 +1,93 @@
+"""Progress of long work, told to whoever listens. The maths and the passes only know the protocol."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """A listener for stages and steps."""
+
+    def start(self, stage: str, total: int | None) -> None:
+        """A stage begins; `total` steps are expected, None when nobody knows."""
+        ...
+
+    def step(self) -> None:
+        """One step of the present stage is done."""
+        ...
+
+    def end(self, seconds: float) -> None:
+        """The present stage is over."""
+        ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, stage: str, total: int | None) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def end(self, seconds: float) -> None:
+        """Nothing."""
+
+
+class PlainLines:
+    """One line when a stage starts, one when it ends, one every ten seconds between, on standard error."""
+
+    def __init__(self) -> None:
+        self._stage, self._total, self._done, self._last = "", None, 0, 0.0
+
+    def start(self, stage: str, total: int | None) -> None:
+        """Print the stage's name."""
+        self._stage, self._total, self._done, self._last = stage, total, 0, time.perf_counter()
+        print(f"{stage} ...", file=sys.stderr, flush=True)
+
+    def step(self) -> None:
+        """Print the count now and then."""
+        self._done += 1
+        if time.perf_counter() - self._last > _SECONDS_BETWEEN_LINES:
+            self._last = time.perf_counter()
+            of = f" of {self._total}" if self._total else ""
+            print(f"{self._stage}: {self._done}{of}", file=sys.stderr, flush=True)
+
+    def end(self, seconds: float) -> None:
+        """Print the stage's time."""
+        print(f"{self._stage}: done in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+class StageClock:
+    """Times the stages of a run and passes them on to a listener."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[None]:
+        """Time one stage; the same name twice adds up."""
+        started = time.perf_counter()
+        self.progress.start(name, total)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.progress.end(seconds)
+
+
+def counted(items: Iterable[T], progress: Progress) -> Iterator[T]:
+    """Iterate, telling `progress` after each item."""
+    for item in items:
+        yield item
+        progress.step()

@@ -1,0 +1,208 @@
+"""Recovery: layer by layer, from the first sublayer to the last, the pruned model is fitted to the dense one.
+
+The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that the pruned
+model really produces, its own residual stream and the target give a least-squares problem for this one projection; its
+solution is written into the model, and the forward goes on. Every module of the pruned model runs once per batch.
+
+* `scale`: one scale per unit, folded into the projection's columns (Kwon et al. 2022, section 4.3).
+* `weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - residual, the bias free of ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faster_pruner import surgery
+from faster_pruner.batches import Batch
+from faster_pruner.calibrate import Statistics
+from faster_pruner.capture import Lockstep, lockstep
+from faster_pruner.families import Sublayer
+from faster_pruner.linalg import RegressionMoments, make_solver, mask_normal_equations, solve_or_fall_back
+from faster_pruner.options import Method
+from faster_pruner.progress import Progress, Silent
+from faster_pruner.results import SublayerResult
+
+
+class Targets(Protocol):
+    """Where the recovery aims: per sublayer, one [T, d] per batch, for the tokens chosen by `tokens`."""
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Targets of one sublayer, batch by batch; sublayers are asked for in the order in which the model runs them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """Targets kept from the statistics pass."""
+
+    statistics: Statistics
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The stored targets; they were stored for exactly the tokens that the loss reads."""
+        del tokens
+        return iter(self.statistics[sublayer.name].targets)
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Targets computed by a teacher that runs in lockstep with the pruned model."""
+
+    teacher: nn.Module
+    run: Lockstep
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The teacher's branch output plus its residual stream."""
+        output = sublayer.output_of(self.teacher)
+        for arrival in self.run.arrivals(sublayer):
+            chosen = tokens[arrival.batch]
+            yield functional.linear(arrival.x[chosen], output.weight, output.bias) + arrival.residual[chosen]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What the recovery did, sublayer by sublayer, and the recovered model's outputs on the calibration batches."""
+
+    sublayers: list[SublayerResult]
+    outputs: list[Any]
+
+
+def recover(
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    batches: Sequence[Batch],
+    statistics: Statistics,
+    *,
+    method: Method,
+    teacher: nn.Module | None = None,
+    progress: Progress | None = None,
+) -> Recovered:
+    """Fit the output projections of the pruned `model`, in place.
+
+    Args:
+        model: the sliced model.
+        sublayers: its sublayers at their present sizes, in the order in which it runs them (also those without a unit left).
+        batches: the calibration set, in the packing that `statistics` was taken with.
+        statistics: of the dense model: read tokens, and the targets when there is no teacher.
+        method: recovery, solver and the reference's special cases.
+        teacher: whose outputs to aim at; None for the stored targets of the dense model.
+        progress: told after each sublayer.
+    """
+    if method.recovery == "none":
+        return Recovered([_untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers], [])
+    listener = progress or Silent()
+    results: list[SublayerResult] = []
+    with ExitStack() as stack:
+        run = stack.enter_context(lockstep(model, sublayers, batches))
+        targets: Targets = StoredTargets(statistics)
+        if teacher is not None:
+            targets = TeacherTargets(teacher, stack.enter_context(lockstep(teacher, sublayers, batches)))
+        stopped = False
+        for place, sublayer in enumerate(sublayers):
+            tokens = _tokens(statistics, sublayer, batches, method, last=place == len(sublayers) - 1)
+            moments = _gather(run, targets, sublayer, tokens)
+            skip = method.skip_first_attention and sublayer.layer == 0 and sublayer.kind == "attention"
+            if skip or stopped:
+                status, reason = ("skipped", "the reference does not tune it") if skip else ("not reached", "")
+                results.append(_untouched(sublayer, status, reason))
+            elif method.recovery == "scale":
+                results.append(_tune(sublayer.output_of(model), sublayer, moments, method))
+                stopped = results[-1].status == "stopped"
+            else:
+                results.append(_reconstruct(sublayer.output_of(model), sublayer, moments, method))
+            listener.step()
+        outputs = run.finish()
+    return Recovered(results, outputs)
+
+
+def _tokens(
+    statistics: Statistics, sublayer: Sublayer, batches: Sequence[Batch], method: Method, *, last: bool
+) -> list[Tensor]:
+    """Per batch [B, S] bool: the tokens that a sublayer is fitted on."""
+    if method.only_read_tokens or last:
+        return statistics[sublayer.name].read
+    return [batch.mask for batch in batches]
+
+
+def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> RegressionMoments:
+    """Moments of the pruned model's inputs X [T, n] and of R = target - residual [T, d]."""
+    moments: RegressionMoments | None = None
+    for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
+        if moments is None:
+            moments = RegressionMoments(sublayer.columns, sublayer.width, arrival.x.device)
+        chosen = tokens[arrival.batch]
+        moments.add(arrival.x[chosen], target - arrival.residual[chosen])
+    assert moments is not None
+    return moments
+
+
+def _untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
+    """Result of a sublayer that recovery left alone."""
+    return SublayerResult(
+        name=sublayer.name, units_before=sublayer.full_units, units=sublayer.units, status=status, note=note
+    )
+
+
+def _tune(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, method: Method) -> SublayerResult:
+    """Mask tuning of one sublayer, folded into its weights."""
+    result = _untouched(sublayer, "skipped", "no unit left to scale")
+    if sublayer.units == 0:
+        return result
+    before = moments.error(output.weight, output.bias)
+    bias = torch.zeros(sublayer.width, device=output.weight.device) if output.bias is None else output.bias
+    cross = moments.cross.double() - torch.outer(moments.inputs.total, bias.double())
+    matrix, right_side = mask_normal_equations(moments.inputs.gram, cross, output.weight, sublayer.unit_size)
+    solution = make_solver(method.solver).solve(matrix, right_side, torch.ones_like(right_side))
+    result = replace(
+        result,
+        residual_before=before,
+        residual_after=before,
+        solver=solution.solver,
+        status=str(solution.status),
+        iterations=solution.iterations,
+        note=solution.advice,
+    )
+    extreme = float(solution.value.abs().max())
+    if not solution.converged:
+        return replace(result, status="stopped", note=f"{solution.status}: {solution.advice}; recovery stops here")
+    if method.scale_limit is not None and extreme > method.scale_limit:
+        note = f"a scale of {extreme:.1f} is beyond +-{method.scale_limit:g}; recovery stops here"
+        return replace(result, status="stopped", note=note)
+    surgery.scale_units(output, solution.value, sublayer.unit_size)
+    return replace(result, residual_after=moments.error(output.weight, output.bias))
+
+
+def _reconstruct(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, method: Method) -> SublayerResult:
+    """New weights and bias for one output projection."""
+    before = moments.error(output.weight, output.bias)
+    prior = output.weight.T.double()
+    if output.bias is None:
+        matrix, right_side = moments.inputs.gram.double(), moments.cross.double()
+    else:
+        matrix, right_side = moments.inputs.centred(), moments.centred_cross()
+    solution, note = solve_or_fall_back(method.solver, matrix, right_side, prior)
+    weight = solution.value.T
+    bias = None if output.bias is None else moments.intercept(weight)
+    after = moments.error(weight, bias)
+    if not solution.converged or not after <= before:
+        note = f"{note or 'the solution fits worse than the sliced weights'}; weights left as they were"
+        after = before
+    else:
+        surgery.set_linear(output, weight, bias)
+    return SublayerResult(
+        name=sublayer.name,
+        units_before=sublayer.full_units,
+        units=sublayer.units,
+        residual_before=before,
+        residual_after=after,
+        solver=solution.solver,
+        status=str(solution.status),
+        iterations=solution.iterations,
+        note=note,
+    )

@@ -1,0 +1,118 @@
+"""Frozen results, and how they become JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SublayerResult:
+    """What happened to one sublayer.
+
+    Attributes:
+        name: `layers.<i>.<kind>`.
+        units_before: units before pruning.
+        units: units kept.
+        residual_before: relative root-mean-square error against the target after slicing, before recovery; None without recovery.
+        residual_after: the same after recovery.
+        solver: name of the solver that gave the result.
+        status: status of its solve; `skipped`, `stopped` or `not reached` where recovery did not touch the sublayer.
+        iterations: iterations of the solve.
+        note: advice or the reason for a fallback; empty when all went well.
+    """
+
+    name: str
+    units_before: int
+    units: int
+    residual_before: float | None = None
+    residual_after: float | None = None
+    solver: str = ""
+    status: str = ""
+    iterations: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of one model on one split.
+
+    Attributes:
+        split: name of the split.
+        rows: number of rows.
+        metrics: by name, in percent for accuracies, F1 and correlations (times 100), natural units for `loss`.
+        primary: the metric that the task is judged by.
+    """
+
+    split: str
+    rows: int
+    metrics: dict[str, float]
+    primary: str
+
+    @property
+    def value(self) -> float:
+        """The primary metric."""
+        return self.metrics[self.primary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Measured time of one forward at one shape, dense and pruned runs interleaved.
+
+    Attributes:
+        batch: rows.
+        sequence: tokens per row.
+        dense_ms: median of the dense model.
+        pruned_ms: median of the pruned model.
+        speed_up: median over the pairs of dense time / pruned time.
+    """
+
+    batch: int
+    sequence: int
+    dense_ms: float
+    pruned_ms: float
+    speed_up: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeResult:
+    """Size of one model.
+
+    Attributes:
+        macs: MACs of the encoder for one row of the calibration set's mean length.
+        encoder_parameters: parameters of the prunable sublayers.
+        parameters: all parameters.
+        bytes: size of the weights file; 0 before it is saved.
+    """
+
+    macs: float
+    encoder_parameters: int
+    parameters: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """Everything a run has to say; written to `result.json` beside the checkpoint."""
+
+    model: str
+    task: str
+    preset: str
+    options: dict[str, Any]
+    mean_length: float
+    macs_asked: float
+    macs_kept: float
+    dense: SizeResult
+    pruned: SizeResult
+    sublayers: list[SublayerResult]
+    seconds: dict[str, float]
+    before: dict[str, Evaluation] = field(default_factory=dict)
+    after: dict[str, Evaluation] = field(default_factory=dict)
+    latency: list[Latency] = field(default_factory=list)
+    verified: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""Tensors only: which units of which sublayer to keep under a budget. Knows no model."""

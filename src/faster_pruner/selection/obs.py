@@ -1,0 +1,137 @@
+"""Second-order selection: Optimal Brain Surgeon on the input columns of an output projection, in the K-FAC metric.
+
+For one sublayer with output projection W [d, n], input second moment A [n, n] and output-gradient second moment G [d, d], removing
+the columns u of W while the other columns compensate raises the loss by
+
+    ``tr(V_u' ((A^-1)_uu)^-1 V_u)``,  with ``V = W' G^(1/2)`` [n, d]
+
+(Hassibi & Stork 1993; the K-FAC metric of Martens & Grosse 2015; eliminated in blocks as in ZipLM, Kurtic et al. 2023). After the removal
+
+    ``V <- V - A^-1[:, u] ((A^-1)_uu)^-1 V_u``   and   ``A^-1 <- A^-1 - A^-1[:, u] ((A^-1)_uu)^-1 A^-1[u, :]``.
+
+The n columns are U units of `group` adjacent columns. All arithmetic is in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Columns of removed units are dropped from the working matrices once they make up this share of them.
+_COMPACT_AT = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Cumulative loss of one sublayer against the number of units removed.
+
+    Attributes:
+        order: [U], units in the order of their removal.
+        removed: [K + 1], numbers of removed units for which the loss is known, from 0 to U.
+        loss: [K + 1] float64, the loss of removing the first ``removed[k]`` units of `order` with the rest compensating.
+    """
+
+    order: Tensor
+    removed: Tensor
+    loss: Tensor
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    """A factor R with ``R R' = matrix`` for a symmetric positive semi-definite [d, d]; negative eigenvalues are clamped."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """`gram` + damping * mean(diag(gram)) * I, float64; an all-zero Gram gets I."""
+    wide = gram.double()
+    level = damping * wide.diagonal().mean() if wide.numel() else torch.ones(())
+    level = torch.where(level > 0, level, torch.ones_like(level))
+    return wide + level * torch.eye(wide.shape[0], dtype=wide.dtype, device=wide.device)
+
+
+def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1) -> Curve:
+    """Remove all units greedily and record what it costs.
+
+    Args:
+        gram: [n, n] A, positive definite (see `damped`).
+        weighted: [n, d] V.
+        group: columns per unit.
+        block: units removed per step: the `block` units that are cheapest one by one, removed together.
+
+    Returns:
+        The curve; its losses are those of the joint removal of each prefix.
+    """
+    n = gram.shape[0]
+    state = _State(torch.cholesky_inverse(torch.linalg.cholesky(gram.double())), weighted.double().clone(), group)
+    order: list[Tensor] = []
+    loss = [torch.zeros((), dtype=torch.float64, device=gram.device)]
+    removed = [0]
+    units = n // group
+    while removed[-1] < units:
+        take = min(block, units - removed[-1])
+        chosen, cost = state.remove_cheapest(take)
+        order.append(chosen)
+        loss.append(loss[-1] + cost)
+        removed.append(removed[-1] + take)
+    return Curve(
+        order=torch.cat(order).cpu() if order else torch.empty(0, dtype=torch.long),
+        removed=torch.tensor(removed),
+        loss=torch.stack(loss).cpu(),
+    )
+
+
+class _State:
+    """The inverse Gram and V of the units that are left; removed ones are dropped lazily."""
+
+    def __init__(self, inverse: Tensor, weighted: Tensor, group: int) -> None:
+        self.inverse, self.weighted, self.group = inverse, weighted, group
+        units = inverse.shape[0] // group
+        self.unit = torch.arange(units, device=inverse.device)
+        self.alive = torch.ones(units, dtype=torch.bool, device=inverse.device)
+        self.dead = 0
+
+    def remove_cheapest(self, take: int) -> tuple[Tensor, Tensor]:
+        """Remove the `take` units that are cheapest one by one: (their original indices, cheapest first; the joint loss)."""
+        score = self._scores()
+        score[~self.alive] = torch.inf
+        local = score.argsort(stable=True)[:take]
+        columns = self._columns(local)
+        factor = torch.linalg.cholesky(self.inverse[columns][:, columns])
+        strip = torch.linalg.solve_triangular(factor, self.inverse[columns], upper=False)
+        rows = torch.linalg.solve_triangular(factor, self.weighted[columns], upper=False)
+        self.inverse.addmm_(strip.T, strip, alpha=-1)
+        self.weighted.addmm_(strip.T, rows, alpha=-1)
+        self.alive[local] = False
+        self.dead += take
+        chosen = self.unit[local]
+        if self.dead > _COMPACT_AT * self.alive.numel():
+            self._compact()
+        return chosen, rows.square().sum()
+
+    def _scores(self) -> Tensor:
+        """[units]: loss of removing each unit alone."""
+        if self.group == 1:
+            return self.weighted.square().sum(dim=1) / self.inverse.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
+        count, g = self.alive.numel(), self.group
+        blocks = self.inverse.view(count, g, count, g).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        eye = torch.eye(g, dtype=blocks.dtype, device=blocks.device)
+        factor = torch.linalg.cholesky(torch.where(self.alive[:, None, None], blocks, eye))
+        rows = torch.linalg.solve_triangular(factor, self.weighted.view(count, g, -1), upper=False)
+        return rows.square().sum(dim=(1, 2))
+
+    def _columns(self, local: Tensor) -> Tensor:
+        """Column indices of the given units."""
+        return (local[:, None] * self.group + torch.arange(self.group, device=local.device)).flatten()
+
+    def _compact(self) -> None:
+        """Drop the removed units from the working matrices."""
+        left = self.alive.nonzero().flatten()
+        columns = self._columns(left)
+        self.inverse = self.inverse[columns][:, columns].contiguous()
+        self.weighted = self.weighted[columns].contiguous()
+        self.unit = self.unit[left]
+        self.alive = torch.ones(left.numel(), dtype=torch.bool, device=left.device)
+        self.dead = 0
