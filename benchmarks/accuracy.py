@@ -11,7 +11,6 @@ from collections import defaultdict
 from dataclasses import replace
 
 from common import ROWS, calibration_rows, open_model, rows_of, write_result
-
 from faster_pruner import surgery
 from faster_pruner.evaluate import evaluate_rows
 from faster_pruner.options import PRESETS, Budget, CalibrationOptions, Method
@@ -72,7 +71,9 @@ def _row(name: str, budget: float, runs: list[dict[str, float]]) -> dict[str, ob
         "macs": budget,
         "runs": runs,
         "mean": {key: round(statistics.mean(run[key] for run in runs), 4) for key in runs[0]},
-        "spread": {key: round(statistics.stdev(run[key] for run in runs) if len(runs) > 1 else 0.0, 4) for key in runs[0]},
+        "spread": {
+            key: round(statistics.stdev(run[key] for run in runs) if len(runs) > 1 else 0.0, 4) for key in runs[0]
+        },
     }
 
 

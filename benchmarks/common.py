@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 from faster_pruner import job
 from faster_pruner.batches import EncodedRows
 from faster_pruner.checkpoint import Opened, open_checkpoint
@@ -37,9 +36,7 @@ def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labell
     """A seeded calibration set of training rows, tokenised."""
     rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
     drawn = sample(rows, count, seed)
-    return encode(
-        drawn, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128, labelled=labelled
-    )
+    return encode(drawn, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128, labelled=labelled)
 
 
 def write_result(name: str, rows: Any) -> None:
@@ -51,7 +48,11 @@ def write_result(name: str, rows: Any) -> None:
 
 def environment() -> dict[str, str]:
     """Versions and hardware."""
-    return {**job.environment(job.pick_device(None)), "cores": str(os.cpu_count()), "system": platform.system()}
+    return {
+        **job.environment(job.pick_device(None)),
+        "cores": str(os.cpu_count()),
+        "system": platform.system(),
+    }
 
 
 def peak_memory_mb() -> float:
@@ -60,5 +61,3 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
-
-

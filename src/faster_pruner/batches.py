@@ -1,6 +1,7 @@
 """Tokenised rows, sorted by length and packed into batches by tokens, so that little padding is ever computed.
 
-On SST-2 random batches of 32 hold three padding tokens for every real one. Order and packing never change what a row means: every row keeps
+On SST-2 random batches of 32 hold three padding tokens for every real one. Order and packing never change what a row
+means: every row keeps
 its original position in `Batch.rows`.
 """
 
@@ -21,7 +22,8 @@ class Batch:
     """A padded batch.
 
     Attributes:
-        inputs: what the model is called with: `input_ids` [B, S], `attention_mask` [B, S], maybe `token_type_ids` [B, S].
+        inputs: what the model is called with: `input_ids` [B, S], `attention_mask` [B, S], maybe `token_type_ids`
+            [B, S].
         rows: [B], positions of the rows in the original order.
         labels: [B] class indices or float targets, or None.
     """

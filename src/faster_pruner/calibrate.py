@@ -4,8 +4,8 @@ One forward and one backward per batch give, for every sublayer at once and for 
 
     ``g[i, u] = sum over the tokens t of i and the columns c of u of X[t, c] (dL/dX)[t, c]``
 
-the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the recovery. All are sums over
-tokens or rows, so they can be split over devices and added up.
+the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the
+recovery. All are sums over tokens or rows, so they can be split over devices and added up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SublayerStatistics:
         mask_gradients: [N, U], in the original order of the rows; None when not needed.
         inputs: second moment of X over the tokens that the loss reads; None when not needed.
         output_gradients: second moment of dL/dY over the same tokens; None when not needed.
-        read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a classifier, CLS).
+        read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a
+            classifier, CLS).
         targets: per batch [tokens read, d]; empty when not needed.
     """
 

@@ -2,10 +2,14 @@
 
 Two ways to look inside a model:
 
-* `lockstep`: one forward per batch, all of them suspended together at the same output projection. Between two sublayers the caller may
-  change the weights of the projection that everyone waits at. So a whole sequential recovery costs exactly one forward of the
-  model, whatever the family looks like: no layer is called from outside, no attention mask is rebuilt, nothing is run twice.
-  The suspended forwards are greenlets (stackful coroutines in one OS thread, so torch's thread pools and modes are shared).
+* `lockstep`: one forward per batch, all of them suspended together at the same output projection. Between two
+  sublayers the caller may
+  change the weights of the projection that everyone waits at. So a whole sequential recovery costs exactly one forward
+  of the
+  model, whatever the family looks like: no layer is called from outside, no attention mask is rebuilt, nothing is run
+  twice.
+  The suspended forwards are greenlets (stackful coroutines in one OS thread, so torch's thread pools and modes are
+  shared).
 * `gradients`: inputs and outputs of every output projection in a normal forward, with their gradients in the backward.
 
 Nothing here depends on the family beyond the paths in its table row.
@@ -13,7 +17,7 @@ Nothing here depends on the family beyond the paths in its table row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +47,7 @@ class Arrival:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None]:
     """Eval mode; the training flag of every module is put back afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -55,14 +59,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Generator[None]:
     """Eval mode without gradients; everything is put back afterwards."""
     with _evaluating(model), torch.no_grad():
         yield
 
 
 @contextmanager
-def activation_gradients_only(model: nn.Module) -> Iterator[None]:
+def activation_gradients_only(model: nn.Module) -> Generator[None]:
     """Eval mode in which no parameter asks for a gradient; everything is put back afterwards."""
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
@@ -148,7 +152,7 @@ class Lockstep:
 
 
 @contextmanager
-def lockstep(model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> Iterator[Lockstep]:
+def lockstep(model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> Generator[Lockstep]:
     """Suspend one forward per batch at every output projection of `sublayers` (see `Lockstep`)."""
     with ExitStack() as stack:
         stack.enter_context(inference(model))
@@ -180,7 +184,9 @@ class Observation:
 class _Watch:
     """Hooks of one sublayer for `gradients`."""
 
-    def __init__(self, sublayer: Sublayer, report: Callable[[Sublayer, Observation], None], *, starts_graph: bool) -> None:
+    def __init__(
+        self, sublayer: Sublayer, report: Callable[[Sublayer, Observation], None], *, starts_graph: bool
+    ) -> None:
         self.sublayer, self.report, self.starts_graph = sublayer, report, starts_graph
         self.x: Tensor | None = None
         self.y: Tensor | None = None
@@ -234,7 +240,7 @@ class _Watch:
 @contextmanager
 def gradients(
     model: nn.Module, sublayers: Sequence[Sublayer], report: Callable[[Sublayer, Observation], None]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Report every output projection once per backward, last sublayer first; parameters get no gradients.
 
     The graph starts at the input of the first output projection, so nothing before it is differentiated.

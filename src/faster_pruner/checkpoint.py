@@ -2,8 +2,10 @@
 
 A pruned checkpoint is a Hugging Face folder (config.json, model.safetensors, tokenizer files) whose config carries
 
-* ``faster_pruner``: ``{"format": 1, "per_layer_config": {"0": {"num_attention_heads": 7, ...}, ...}}``, what `load` reads;
-* ``per_layer_config``: the same sizes in the shape that transformers itself uses for heterogeneous models, so that a stock
+* ``faster_pruner``: ``{"format": 1, "per_layer_config": {"0": {"num_attention_heads": 7, ...}, ...}}``, which
+  `load` reads;
+* ``per_layer_config``: the same sizes in the shape that transformers itself uses for heterogeneous models, so that a
+  stock
   ``from_pretrained`` refuses the folder loudly instead of re-initialising layers.
 
 Nothing is ever unpickled, and nothing that a config says becomes a path or code.
@@ -16,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,8 @@ from faster_pruner.families import FamilySpec, family_of, resolve
 METADATA_KEY = "faster_pruner"
 FORMAT = 1
 _CONFIG = "config.json"
-# Free space asked for before work starts, as a multiple of the dense checkpoint: the pruned one, and the one it replaces.
+# Free space asked for before work starts, as a multiple of the dense checkpoint: the pruned one, and the one it
+# replaces.
 _SPACE_FACTOR = 1.2
 
 _AUTO_CLASSES = (
@@ -119,18 +122,26 @@ def open_checkpoint(place: str, *, device: torch.device) -> Opened:
     model = _load(place, config, torch.float32)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed")
+            raise CheckpointError(
+                f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed"
+            )
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{place!r} has no tokenizer: {str(error).splitlines()[0]}") from error
-    return Opened(model.to(device), tokenizer, family_of(model.config.model_type), _stored_dtype(config))  # pyright: ignore[reportArgumentType]
+    placed: Any = model
+    return Opened(placed.to(device), tokenizer, family_of(str(model.config.model_type)), _stored_dtype(config))
 
 
 def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
     """The dtype that a config states, float32 when it states none that we know."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    known = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
     return known.get(name, torch.float32)
 
 
@@ -149,14 +160,16 @@ def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> PreTrainedMode
         units = _units_from_metadata(raw, family, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
-    return _from_pretrained(place, config, stock, family, units, dtype)
+    return _from_pretrained(place, config, stock, family=family, units=units, dtype=dtype)
 
 
 def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrainedModel]:
-    """The transformers class named by `architectures`, looked up among those registered for this config; never imported by name."""
+    """The transformers class named by `architectures`, looked up among those registered for this config; never
+    imported by name.
+    """
     wanted = raw.get("architectures") or []
     for auto in _AUTO_CLASSES:
-        mapping = auto._model_mapping  # pyright: ignore[reportPrivateUsage]
+        mapping: Any = auto._model_mapping  # pyright: ignore[reportPrivateUsage]
         if type(config) in mapping and mapping[type(config)].__name__ in wanted:
             return mapping[type(config)]
     raise CheckpointError(
@@ -178,7 +191,9 @@ def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTra
     known = {spec.config_key: spec for spec in family.sublayers}
     units: dict[str, int] = {}
     for layer, sizes in layers.items():
-        if not (isinstance(layer, str) and len(layer) < 6 and layer.isdecimal() and int(layer) < config.num_hidden_layers):
+        if not (
+            isinstance(layer, str) and len(layer) < 6 and layer.isdecimal() and int(layer) < config.num_hidden_layers
+        ):
             raise CheckpointError(f"{_CONFIG}: {str(layer)[:40]!r} is not one of the {config.num_hidden_layers} layers")
         if not isinstance(sizes, dict):
             raise CheckpointError(f"{_CONFIG}: sizes of layer {layer} are not a mapping")
@@ -195,11 +210,12 @@ def _from_pretrained(
     place: str,
     config: PreTrainedConfig,
     stock: type[PreTrainedModel],
+    *,
     family: FamilySpec,
     units: dict[str, int],
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
+    """Transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
 
     class Resized(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -208,17 +224,22 @@ def _from_pretrained(
 
     Resized.__name__ = Resized.__qualname__ = stock.__name__
     try:
-        with _no_loading_bars():
-            model, info = Resized.from_pretrained(
+        with no_loading_bars():
+            loaded: Any = Resized.from_pretrained(
                 place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
     except (RuntimeError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error).splitlines()[0])
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if "mismatch" in line),
+            str(error).splitlines()[0],
+        )
         raise CheckpointError(
-            f"{place!r}: the tensors do not fit {_CONFIG} ({reason}); a checkpoint that another tool has pruned is not supported"
+            f"{place!r}: the tensors do not fit {_CONFIG} ({reason}); "
+            "a checkpoint that another tool has pruned is not supported"
         ) from error
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
@@ -258,7 +279,8 @@ def check_output(folder: Path, *, overwrite: bool, bytes_needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < _SPACE_FACTOR * bytes_needed:
         raise OutputError(
-            f"not enough disk space for {str(folder)!r}: {free / 1e6:.0f} MB free, about {_SPACE_FACTOR * bytes_needed / 1e6:.0f} MB needed"
+            f"not enough disk space for {str(folder)!r}: {free / 1e6:.0f} MB free, "
+            f"about {_SPACE_FACTOR * bytes_needed / 1e6:.0f} MB needed"
         )
 
 
@@ -271,7 +293,7 @@ def _existing_parent(folder: Path) -> Path:
 
 
 @contextmanager
-def _no_loading_bars() -> Iterator[None]:
+def no_loading_bars() -> Generator[None]:
     """No progress bars of transformers: ours is enough."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -283,7 +305,7 @@ def _no_loading_bars() -> Iterator[None]:
 
 
 @contextmanager
-def replacing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
 
     Raises:
@@ -338,7 +360,8 @@ def write_checkpoint(
     Raises:
         OutputError: the disk fills up.
     """
-    stored = copy.deepcopy(model).cpu().to(dtype)
+    stored: Any = copy.deepcopy(model).cpu()
+    stored = stored.to(dtype)
     try:
         stored.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -366,7 +389,8 @@ def verify(folder: Path, model: PreTrainedModel, batches: Sequence[Batch]) -> st
         for batch in batches:
             if not torch.equal(model(**batch.inputs).logits, reopened(**batch.inputs).logits):
                 raise VerificationError(
-                    "the saved checkpoint does not reproduce the pruned model's logits; nothing was written. Please report this"
+                    "the saved checkpoint does not reproduce the pruned model's logits; nothing was written. "
+                    "Please report this"
                 )
             rows += batch.rows.numel()
     return f"logits of the reopened checkpoint are bit-equal on {rows} rows"
@@ -375,4 +399,3 @@ def verify(folder: Path, model: PreTrainedModel, batches: Sequence[Batch]) -> st
 def weight_bytes(folder: Path) -> int:
     """Size of the weights files."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-

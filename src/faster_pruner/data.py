@@ -1,12 +1,13 @@
 """Rows from local files or the hub, read by the datasets library.
 
-A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either directly
+A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either
+directly
 inside it or inside ``<folder>/<task>/``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Source:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """No progress bars of the datasets library: ours is enough."""
     shown = is_progress_bar_enabled()
     disable_progress_bar()
@@ -95,7 +96,12 @@ def _read(file: Path, suffix: str) -> Rows:
     except Exception as error:  # the library raises many kinds for a damaged file
         cause = error.__cause__ or error
         raise DataError(f"{str(file)!r} cannot be read as {_READERS[suffix]}: {_first_line(cause)}") from error
-    return list(loaded)  # pyright: ignore[reportArgumentType]
+    return _rows(loaded)
+
+
+def _rows(loaded: Any) -> Rows:
+    """Plain dictionaries of a data set."""
+    return list(loaded)
 
 
 def _from_hub(source: Source, names: Sequence[str]) -> Rows:
@@ -104,7 +110,7 @@ def _from_hub(source: Source, names: Sequence[str]) -> Rows:
         try:
             with _quiet():
                 loaded = datasets.load_dataset(source.hub, source.hub_config, split=name)
-            return list(loaded)  # pyright: ignore[reportArgumentType]
+            return _rows(loaded)
         except ValueError as error:
             if "split" not in str(error).lower():
                 raise DataError(f"data set {source.description} cannot be read: {_first_line(error)}") from error

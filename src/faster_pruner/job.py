@@ -1,6 +1,6 @@
 """The main job: a checkpoint and rows in, a verified pruned checkpoint and its report out.
 
-    load -> calibration sample -> prune (`pipeline`) -> evaluation and latency before and after -> save -> reopen and verify
+load -> calibration sample -> prune (`pipeline`) -> evaluation and latency before and after -> save -> reopen and verify
 """
 
 from __future__ import annotations
@@ -224,9 +224,7 @@ def evaluate(
 def describe_task(name: str | None, columns: Columns | None) -> Task:
     """A GLUE task by name, or a generic one by its columns. Raises OptionError."""
     chosen = columns or Columns()
-    return find_task(
-        name, GLUE, text_column=chosen.text, pair_column=chosen.text_pair, label_column=chosen.label
-    )
+    return find_task(name, GLUE, text_column=chosen.text, pair_column=chosen.text_pair, label_column=chosen.label)
 
 
 def source_of(task: Task, data: str | Path | None) -> Source:
@@ -234,7 +232,10 @@ def source_of(task: Task, data: str | Path | None) -> Source:
     if data is None and not task.hub:
         raise DataError("say where the rows are: --data with a local folder")
     return Source(
-        folder=None if data is None else Path(data), subfolder=task.name, hub=task.hub, hub_config=task.hub_config
+        folder=None if data is None else Path(data),
+        subfolder=task.name,
+        hub=task.hub,
+        hub_config=task.hub_config,
     )
 
 
@@ -242,7 +243,9 @@ def _calibration_rows(source: Source, task: Task, opened: checkpoint.Opened, opt
     """The calibration set: training rows only, drawn without replacement."""
     rows = load_split(source, _TRAIN_SPLITS)
     if len(rows) < _FEWEST_ROWS:
-        raise DataError(f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed")
+        raise DataError(
+            f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"
+        )
     return encode(
         sample(rows, options.calibration.rows, options.calibration.seed),
         task,
@@ -253,9 +256,7 @@ def _calibration_rows(source: Source, task: Task, opened: checkpoint.Opened, opt
     )
 
 
-def evaluation_splits(
-    source: Source, task: Task, opened: checkpoint.Opened, max_length: int
-) -> dict[str, EncodedRows]:
+def evaluation_splits(source: Source, task: Task, opened: checkpoint.Opened, max_length: int) -> dict[str, EncodedRows]:
     """The tokenised evaluation splits that exist; the first one must."""
     splits: dict[str, EncodedRows] = {}
     for place, (name, names) in enumerate(task.evaluation):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 from faster_pruner.errors import BudgetError, OptionError
 
@@ -59,15 +59,20 @@ class Method:
     Attributes:
         name: the preset this started from.
         selection: first-order Fisher search, or second-order elimination with a knapsack.
-        labels: take gradients of the loss of the given labels; otherwise the true Fisher of the model's own predictions.
-        fisher_batch: examples whose mean gradient counts as one (32 in Kwon et al.'s code, 1 is the true per-example Fisher).
+        labels: take gradients of the loss of the given labels; otherwise the true Fisher of the model's own
+            predictions.
+        fisher_batch: examples whose mean gradient counts as one (32 in Kwon et al.'s code, 1 is the true per-
+            example Fisher).
         rearrange: swap units inside each layer after a Fisher search.
         recovery: nothing, one scale per unit (mask tuning), or new output projections.
-        teacher: whose outputs the recovery aims at: the dense model, or one pruned to the square root of the budget (Kwon et al.).
+        teacher: whose outputs the recovery aims at: the dense model, or one pruned to the square root of the
+            budget (Kwon et al.).
         solver: of the recovery.
-        scale_limit: stop mask tuning at the first sublayer with a scale beyond this (10 in the reference); None never stops.
+        scale_limit: stop mask tuning at the first sublayer with a scale beyond this (10 in the reference); None
+            never stops.
         skip_first_attention: leave the first layer's attention out of the recovery, as the reference does.
-        only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in the last FFN only.
+        only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in
+            the last FFN only.
         damping: share of the mean diagonal added to the input second moment in second-order selection.
         elimination_block: neurons removed per elimination step.
     """
@@ -116,7 +121,8 @@ PRESETS: dict[str, Method] = {
         solver=SolverOptions(name="cholesky", ridge=1e-2),
     ),
     "kwon2022": _KWON,
-    # The paper gives neither its tolerance, its damping nor its iteration limit: these are our choice (docs/decisions.md).
+    # The paper gives neither its tolerance, its damping nor its iteration limit: these are our choice
+    # (docs/decisions.md).
     "li2024": replace(
         _KWON, name="li2024", solver=SolverOptions(name="cg", ridge=1e-3, tolerance=1e-6, max_iterations=1000)
     ),
@@ -127,6 +133,42 @@ def preset(name: str) -> Method:
     """A preset by name. Raises OptionError."""
     _one_of("preset", name, tuple(PRESETS))
     return PRESETS[name]
+
+
+# The solver that goes with a recovery when a preset's recovery is replaced by another one.
+_SOLVER_OF_RECOVERY: dict[str, SolverOptions] = {
+    "none": SolverOptions(name="cholesky"),
+    "scale": SolverOptions(name="jacobi-cg", ridge=1e-3),
+    "weights": SolverOptions(name="cholesky", ridge=1e-2),
+}
+
+
+def customise(
+    method: Method,
+    *,
+    selection: str | None = None,
+    recovery: str | None = None,
+    labels: bool | None = None,
+    solver: str | None = None,
+    ridge: float | None = None,
+) -> Method:
+    """A preset with some of its switches replaced; None leaves a switch alone. Raises OptionError."""
+    changes: dict[str, Any] = {}
+    if selection is not None:
+        changes["selection"] = selection
+    if labels is not None:
+        changes["labels"] = labels
+    chosen = method.solver
+    if recovery is not None and recovery != method.recovery:
+        _one_of("recovery", recovery, RECOVERIES)
+        changes["recovery"] = recovery
+        chosen = _SOLVER_OF_RECOVERY[recovery]
+    if solver is not None:
+        _one_of("solver", solver, SOLVERS)
+        chosen = replace(chosen, name=cast(SolverName, solver))
+    if ridge is not None:
+        chosen = replace(chosen, ridge=ridge)
+    return replace(method, solver=chosen, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +207,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.macs < 1.0:
-            raise BudgetError(f"--macs is {self.macs:g}; it is the share of the encoder's MACs to keep, between 0 and 1")
+            raise BudgetError(
+                f"--macs is {self.macs:g}; it is the share of the encoder's MACs to keep, between 0 and 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

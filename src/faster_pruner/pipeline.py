@@ -169,11 +169,10 @@ def _item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
 
 
 def _teacher(calibrated: Calibrated, method: Method, share: float) -> nn.Module | None:
-    """Kwon et al.'s teacher, pruned to the square root of the budget without rearrangement; None for the dense model."""
+    """Kwon et al.'s teacher, pruned to the square root of the budget, not rearranged; None for the dense model."""
     if method.recovery == "none" or method.teacher == "dense":
         return None
     selection = select(calibrated, replace(method, rearrange=False), math.sqrt(share))
     teacher = copy.deepcopy(calibrated.model)
     surgery.prune_units(teacher, calibrated.family, selection)
     return teacher
-

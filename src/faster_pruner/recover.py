@@ -1,11 +1,13 @@
 """Recovery: layer by layer, from the first sublayer to the last, the pruned model is fitted to the dense one.
 
-The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that the pruned
+The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that
+the pruned
 model really produces, its own residual stream and the target give a least-squares problem for this one projection; its
 solution is written into the model, and the forward goes on. Every module of the pruned model runs once per batch.
 
 * `scale`: one scale per unit, folded into the projection's columns (Kwon et al. 2022, section 4.3).
-* `weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - residual, the bias free of ridge.
+* `weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - residual,
+  the bias free of ridge.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Targets(Protocol):
     """Where the recovery aims: per sublayer, one [T, d] per batch, for the tokens chosen by `tokens`."""
 
     def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Targets of one sublayer, batch by batch; sublayers are asked for in the order in which the model runs them."""
+        """Targets of one sublayer, batch by batch; to be asked for in the order in which the model runs."""
         ...
 
 
@@ -87,7 +89,8 @@ def recover(
 
     Args:
         model: the sliced model.
-        sublayers: its sublayers at their present sizes, in the order in which it runs them (also those without a unit left).
+        sublayers: its sublayers at their present sizes, in the order in which it runs them (also those without a
+            unit left).
         batches: the calibration set, in the packing that `statistics` was taken with.
         statistics: of the dense model: read tokens, and the targets when there is no teacher.
         method: recovery, solver and the reference's special cases.
@@ -154,9 +157,11 @@ def _tune(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, met
     result = _untouched(sublayer, "skipped", "no unit left to scale")
     if sublayer.units == 0:
         return result
-    before = moments.error(output.weight, output.bias)
-    bias = torch.zeros(sublayer.width, device=output.weight.device) if output.bias is None else output.bias
-    cross = moments.cross.double() - torch.outer(moments.inputs.total, bias.double())
+    bias = surgery.bias_of(output)
+    before = moments.error(output.weight, bias)
+    cross = moments.cross.double()
+    if bias is not None:
+        cross = cross - torch.outer(moments.inputs.total, bias.double())
     matrix, right_side = mask_normal_equations(moments.inputs.gram, cross, output.weight, sublayer.unit_size)
     solution = make_solver(method.solver).solve(matrix, right_side, torch.ones_like(right_side))
     result = replace(
@@ -180,15 +185,16 @@ def _tune(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, met
 
 def _reconstruct(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, method: Method) -> SublayerResult:
     """New weights and bias for one output projection."""
-    before = moments.error(output.weight, output.bias)
+    own_bias = surgery.bias_of(output)
+    before = moments.error(output.weight, own_bias)
     prior = output.weight.T.double()
-    if output.bias is None:
+    if own_bias is None:
         matrix, right_side = moments.inputs.gram.double(), moments.cross.double()
     else:
         matrix, right_side = moments.inputs.centred(), moments.centred_cross()
     solution, note = solve_or_fall_back(method.solver, matrix, right_side, prior)
     weight = solution.value.T
-    bias = None if output.bias is None else moments.intercept(weight)
+    bias = None if own_bias is None else moments.intercept(weight)
     after = moments.error(weight, bias)
     if not solution.converged or not after <= before:
         note = f"{note or 'the solution fits worse than the sliced weights'}; weights left as they were"

@@ -14,7 +14,8 @@ class SublayerResult:
         name: `layers.<i>.<kind>`.
         units_before: units before pruning.
         units: units kept.
-        residual_before: relative root-mean-square error against the target after slicing, before recovery; None without recovery.
+        residual_before: relative root-mean-square error against the target after slicing, before recovery; None
+            without recovery.
         residual_after: the same after recovery.
         solver: name of the solver that gave the result.
         status: status of its solve; `skipped`, `stopped` or `not reached` where recovery did not touch the sublayer.

@@ -15,7 +15,8 @@ from faster_pruner.selection.search import Selection
 class EmptyBranch(nn.Module):
     """Stands for an attention module that has no head left: its output has zero columns.
 
-    Where the output projection lies inside the replaced module (DistilBERT) it is kept at `output_path` and applied, so the
+    Where the output projection lies inside the replaced module (DistilBERT) it is kept at `output_path` and applied,
+    so the
     branch becomes its bias.
     """
 
@@ -48,7 +49,7 @@ def prune_units(model: nn.Module, family: FamilySpec, selection: Selection) -> l
 
 
 def resize(model: nn.Module, family: FamilySpec, units: Mapping[str, int]) -> list[Sublayer]:
-    """Give sublayers the stated unit counts, keeping the first units; for an empty model that weights are loaded into."""
+    """Give sublayers the stated unit counts, keeping the first units: for a model that weights are loaded into next."""
     return prune_units(model, family, {name: torch.arange(count) for name, count in units.items()})
 
 
@@ -73,15 +74,18 @@ def _empty_branch(model: nn.Module, sublayer: Sublayer) -> None:
     assert sublayer.spec.branch is not None
     path = sublayer.prefix + sublayer.spec.branch
     inside = sublayer.spec.output.removeprefix(sublayer.spec.branch + ".")
-    if inside != sublayer.spec.output:
-        replacement = EmptyBranch(inside, sublayer.output_of(model))
-    else:
-        replacement = EmptyBranch()
+    holds_output = inside != sublayer.spec.output
+    replacement = EmptyBranch(inside, sublayer.output_of(model)) if holds_output else EmptyBranch()
     unit = sublayer.spec.unit_size
     if unit is not None:
         setattr(replacement, unit.attribute, sublayer.unit_size)
     replacement.train(model.get_submodule(path).training)
     model.set_submodule(path, replacement)
+
+
+def bias_of(linear: nn.Linear) -> nn.Parameter | None:
+    """The bias of a Linear, None for one without (torch's annotation says that there always is one)."""
+    return linear.bias
 
 
 def slice_linear(linear: nn.Linear, index: Tensor, *, axis: int) -> None:
@@ -91,9 +95,10 @@ def slice_linear(linear: nn.Linear, index: Tensor, *, axis: int) -> None:
     linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     if axis == 0:
         linear.out_features = index.numel()
-        if linear.bias is not None:
-            bias = linear.bias.detach().index_select(0, index).contiguous()
-            linear.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
+        bias = bias_of(linear)
+        if bias is not None:
+            kept = bias.detach().index_select(0, index).contiguous()
+            linear.bias = nn.Parameter(kept, requires_grad=bias.requires_grad)
     else:
         linear.in_features = index.numel()
 
@@ -102,13 +107,16 @@ def slice_linear(linear: nn.Linear, index: Tensor, *, axis: int) -> None:
 def set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
     """Overwrite the weight [d, n], and the bias [d] where one is given, in place."""
     linear.weight.copy_(weight)
-    if bias is not None and linear.bias is not None:
-        linear.bias.copy_(bias)
+    own = bias_of(linear)
+    if bias is not None and own is not None:
+        own.copy_(bias)
 
 
 @torch.no_grad()
 def scale_units(linear: nn.Linear, scales: Tensor, unit_size: int) -> None:
-    """Multiply the columns of unit u of an output projection by ``scales[u]``, in place: masks folded into the weights."""
+    """Multiply the columns of unit u of an output projection by ``scales[u]``, in place: masks folded into the
+    weights.
+    """
     linear.weight.mul_(scales.to(linear.weight).repeat_interleave(unit_size))
 
 

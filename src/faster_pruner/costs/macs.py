@@ -1,7 +1,9 @@
 """Multiply-accumulates (MACs) of the prunable part of an encoder, for one row of `length` tokens.
 
-Counted: the matrix products of every sublayer, i.e. its producers, its output projection, and for attention the two products
-with the attention matrix (Kwon et al. 2022, section 3). Not counted: embeddings, biases, normalisation, activations, softmax, and
+Counted: the matrix products of every sublayer, i.e. its producers, its output projection, and for attention the
+    two products
+with the attention matrix (Kwon et al. 2022, section 3). Not counted: embeddings, biases, normalisation, activations,
+softmax, and
 the head. Twice these numbers is what torch's FlopCounterMode counts for the same modules.
 """
 
@@ -20,7 +22,7 @@ def unit_macs(sublayer: Sublayer, length: float) -> float:
 
 
 def unit_parameters(sublayer: Sublayer) -> int:
-    """Parameters that go with one unit: its producer rows with their biases, and its columns of the output projection."""
+    """Parameters of one unit: its producer rows with their biases, and its columns of the output projection."""
     producers = len(sublayer.spec.producers)
     return sublayer.unit_size * (producers * (sublayer.width + 1) + sublayer.width)
 

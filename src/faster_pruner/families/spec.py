@@ -1,8 +1,8 @@
 """What a family row says, and how it becomes the sublayers of a model.
 
-A sublayer is a residual branch that ends in one Linear, the output projection ``y = x W' + b`` with W [d, n]. Its n input columns
-are U units of g = n / U adjacent columns (a head, or a neuron). Removing a unit removes its columns of W and the rows of
-the producers that compute them.
+A sublayer is a residual branch that ends in one Linear, the output projection ``y = x W' + b`` with W [d, n]. Its n
+input columns are U units of g = n / U adjacent columns (a head, or a neuron). Removing a unit removes its columns of W
+and the rows of the producers that compute them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class SublayerSpec:
         output: the output projection.
         producers: the Linears whose rows compute its input columns.
         residual: the module whose first input is the residual stream that the branch's output is added to.
-        branch: for attention, the module to replace when no unit is left (stock code cannot view zero heads); None where zero works.
+        branch: for attention, the module to replace when no unit is left (stock code cannot view zero heads); None
+            where zero works.
         unit_size: where the columns per unit are read; None for 1.
         followers: attributes that follow the unit count.
         config_key: the config field that counts the units.
@@ -100,7 +101,7 @@ class Sublayer:
 
     @property
     def kind(self) -> Kind:
-        """attention or ffn."""
+        """Attention or ffn."""
         return self.spec.kind
 
     @property

@@ -1,9 +1,11 @@
 """Conjugate gradient for symmetric positive definite systems, many right-hand sides at once.
 
-Hestenes & Stiefel 1952; Li, Zhu & Sun 2024 use it in the recovery stage of post-training pruning. Each right-hand side runs
+Hestenes & Stiefel 1952; Li, Zhu & Sun 2024 use it in the recovery stage of post-training pruning. Each right-hand side
+runs
 its own recurrence; they share the one product ``matrix @ directions`` per iteration. Shapes as in `solve.py`.
 
-Departures from the textbook: columns that have converged are frozen instead of removed (no data-dependent shapes, so nothing
+Departures from the textbook: columns that have converged are frozen instead of removed (no data-dependent shapes, so
+nothing
 waits for the device), and the status is looked at every `check_every` iterations only.
 """
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from faster_pruner.linalg.solve import Solution, Status, System, relative_residual, ridged_system, worst
 
-# The recurrence's residual drifts from the true one; a solve is called converged when the true one is within this factor.
+# The recurrence's residual drifts from the true one; a solve is called converged when the true one is within this
+# factor.
 _RECURRENCE_DRIFT = 10.0
 
 

@@ -1,8 +1,10 @@
 """LSMR (Fong & Saunders 2011), the solver of Kwon et al. 2022.
 
 It minimises ``||matrix x - right_side||^2 + damp^2 ||x - prior||^2``. Kwon et al. give it the *normal matrix* of the
-least-squares problem, so its conditioning is squared twice, and stop it at 1e-6: on real systems it then sits 8-78 % away from
-the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it on the CPU; on other
+least-squares problem, so its conditioning is squared twice, and stop it at 1e-6: on real systems it then sits 8-78 %
+away from
+the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it on the CPU;
+on other
 devices the same recurrence runs in torch.
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from faster_pruner.linalg.solve import Solution, Status, System, relative_residual, ridged_system, worst
 
+_ITERATIONS_PER_UNKNOWN = 5
 # scipy's `istop`: 1, 2 met atol/btol; 4, 5 the same at machine precision; 0 means that x = 0 is the solution.
 _STOP_CONVERGED = frozenset({0, 1, 2, 4, 5})
 _STOP_ILL_CONDITIONED = frozenset({3, 6})
@@ -29,7 +32,7 @@ class Lsmr:
         damp: absolute damping, 1 in Kwon et al. 2022.
         tolerance: both of LSMR's tolerances (`atol`, `btol`); 1e-6 in the reference.
         condition_limit: LSMR's `conlim`; 1e8 in the reference.
-        max_iterations: `None` stands for n, the default of the reference.
+        max_iterations: `None` stands for 5 n, the default of cupy's LSMR, which the reference calls.
         ridge: relative ridge added to the matrix itself, see `solve.py`; 0 in the reference.
     """
 
@@ -47,7 +50,7 @@ class Lsmr:
     def solve(self, matrix: Tensor, right_side: Tensor, prior: Tensor | None = None) -> Solution:
         """Solve as described above. Raises ValueError on shapes that do not fit."""
         system = ridged_system(matrix, right_side, prior, self.ridge)
-        limit = self.max_iterations or max(1, matrix.shape[0])
+        limit = self.max_iterations or _ITERATIONS_PER_UNKNOWN * max(1, matrix.shape[0])
         one = self._scipy if matrix.device.type == "cpu" else self._torch
         columns: list[Tensor] = []
         stops: set[int] = set()
@@ -86,7 +89,12 @@ class Lsmr:
     def _torch(self, system: System, b: Tensor, limit: int) -> tuple[Tensor, int, int]:
         """(x [n], istop, iterations) from `torch_lsmr`."""
         return torch_lsmr(
-            system.matrix, b, damp=self.damp, tolerance=self.tolerance, condition_limit=self.condition_limit, limit=limit
+            system.matrix,
+            b,
+            damp=self.damp,
+            tolerance=self.tolerance,
+            condition_limit=self.condition_limit,
+            limit=limit,
         )
 
 
@@ -125,7 +133,9 @@ def torch_lsmr(
         x = x + (zeta / (rho * rho_bar)) * h_bar
         h = v - (theta_new / rho) * h
         norms.update(
-            rotation=(c_hat, s_hat, c, s), bars=(theta_bar, rho_temp, rho_bar, rho_bar_old), new=(theta_new, zeta, zeta_old)
+            rotation=(c_hat, s_hat, c, s),
+            bars=(theta_bar, rho_temp, rho_bar, rho_bar_old),
+            new=(theta_new, zeta, zeta_old),
         )
         norms.grow(alpha_f, beta_f)
         stop = norms.stop(abs(zeta_bar), float(x.norm()), tolerance, condition_limit)
@@ -155,7 +165,14 @@ class _Norms:
 
     def __init__(self, *, beta: float, alpha: float) -> None:
         self.b_norm = beta
-        self.beta_dd, self.beta_d, self.rho_dold, self.tau_old, self.theta_old, self.d = beta, 0.0, 1.0, 0.0, 0.0, 0.0
+        self.beta_dd, self.beta_d, self.rho_dold, self.tau_old, self.theta_old, self.d = (
+            beta,
+            0.0,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+        )
         self.zeta = 0.0
         self.a_squared = alpha * alpha
         self.rho_bar_max, self.rho_bar_min = 0.0, 1e100

@@ -35,7 +35,10 @@ def _jacobi_cg(options: SolverOptions) -> Solver:
 
 def _lsmr(options: SolverOptions) -> Solver:
     return Lsmr(
-        damp=options.damp, tolerance=options.tolerance, max_iterations=options.max_iterations, ridge=options.ridge
+        damp=options.damp,
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+        ridge=options.ridge,
     )
 
 
@@ -50,7 +53,8 @@ def solve_or_fall_back(
     """Solve; when that does not converge, use Cholesky with growing ridges.
 
     Returns:
-        The solution, and what happened in words (empty when the chosen solver converged). The solution may still not have
+        The solution, and what happened in words (empty when the chosen solver converged). The solution may still not
+        have
         converged when every ridge has failed; the caller then keeps what it had.
     """
     solution = make_solver(options).solve(matrix, right_side, prior)

@@ -104,7 +104,8 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
     n = matrix.shape[0]
     if matrix.shape != (n, n) or right_side.shape[0] != n or right_side.ndim > 2:
         raise ValueError(
-            f"matrix {tuple(matrix.shape)} and right_side {tuple(right_side.shape)} do not fit: expected [n, n] and [n] or [n, m]"
+            f"matrix {tuple(matrix.shape)} and right_side {tuple(right_side.shape)} do not fit: "
+            "expected [n, n] and [n] or [n, m]"
         )
     dtype = solve_dtype(matrix.device)
     columns = right_side.reshape(n, -1).to(dtype)

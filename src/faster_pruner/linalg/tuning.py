@@ -1,7 +1,8 @@
 """Mask tuning: one scale per unit (Kwon et al. 2022, section 4.3), from the Gram matrices alone.
 
 ``min_m || (X * m) W' - R ||^2`` over the scales m of the U units of g adjacent columns has the normal matrix
-``blocksum_g(A * (W' W))`` and the right-hand side ``blocksum_g(diag(M W))``, with A = X' X and M = X' R: heads and neurons alike.
+``blocksum_g(A * (W' W))`` and the right-hand side ``blocksum_g(diag(M W))``, with A = X' X and M = X' R:
+heads and neurons alike.
 """
 
 from __future__ import annotations

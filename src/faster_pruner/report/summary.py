@@ -97,7 +97,11 @@ def _size_rows(report: PruneReport) -> list[_Change]:
         ),
     ]
     if dense.bytes and pruned.bytes:
-        sizes = (f"{dense.bytes / 1e6:.1f} MB", f"{pruned.bytes / 1e6:.1f} MB", f"{pruned.bytes / dense.bytes:.1%}")
+        sizes = (
+            f"{dense.bytes / 1e6:.1f} MB",
+            f"{pruned.bytes / 1e6:.1f} MB",
+            f"{pruned.bytes / dense.bytes:.1%}",
+        )
         rows.append(_Change("weights file", *sizes))
     return rows
 
@@ -121,6 +125,8 @@ def _sublayer_table(report: PruneReport) -> Table:
     for row in report.sublayers:
         before = "" if row.residual_before is None else f"{row.residual_before:.3f}"
         after = "" if row.residual_after is None else f"{row.residual_after:.3f}"
-        status = row.status + (f" ({row.iterations} it.)" if row.iterations else "") + (f": {row.note}" if row.note else "")
+        status = (
+            row.status + (f" ({row.iterations} it.)" if row.iterations else "") + (f": {row.note}" if row.note else "")
+        )
         table.add_row(row.name, f"{row.units} of {row.units_before}", before, after, row.solver, status)
     return table

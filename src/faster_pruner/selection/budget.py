@@ -1,7 +1,9 @@
 """Knapsack over the loss curves of all sublayers: the least total loss whose cost meets the budget.
 
-Each sublayer offers one point of its curve (`obs.Curve`); the points are chosen by dynamic programming over a discretised cost
-(as in ZipLM's structured search), then what the discretisation and the block size left of the budget is spent unit by unit.
+Each sublayer offers one point of its curve (`obs.Curve`); the points are chosen by dynamic programming over a
+discretised cost
+(as in ZipLM's structured search), then what the discretisation and the block size left of the budget is spent unit by
+unit.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def allocate(items: Mapping[str, Item], budget: float, *, bins: int = _BINS) -> 
     if floor > budget:
         everything = sum(item.curve.order.numel() * item.unit_cost for item in items.values())
         raise BudgetError(
-            f"the budget is below the smallest model this method builds: ask for at least {floor / everything:.3g} of the encoder's MACs"
+            "the budget is below the smallest model this method builds: "
+            f"ask for at least {floor / everything:.3g} of the encoder's MACs"
         )
     points = _choose(items, budget, bins)
     removed = {name: int(item.curve.removed[point]) for (name, item), point in zip(items.items(), points, strict=True)}

@@ -12,7 +12,8 @@ from torch import Tensor
 def grouped(gradients: Tensor, examples_per_group: int) -> Tensor:
     """Mean gradient of each run of `examples_per_group` rows: [N, U] -> [ceil(N / examples_per_group), U].
 
-    The reference implementation takes the gradient of a mini-batch of 32 as one "example"; the mask gradient is linear, so this
+    The reference implementation takes the gradient of a mini-batch of 32 as one "example"; the mask gradient is
+    linear, so this
     reproduces it from per-example gradients. 1 returns them unchanged.
     """
     if examples_per_group == 1:

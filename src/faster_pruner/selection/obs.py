@@ -1,11 +1,13 @@
 """Second-order selection: Optimal Brain Surgeon on the input columns of an output projection, in the K-FAC metric.
 
-For one sublayer with output projection W [d, n], input second moment A [n, n] and output-gradient second moment G [d, d], removing
+For one sublayer with output projection W [d, n], input second moment A [n, n] and output-gradient second moment G [d,
+d], removing
 the columns u of W while the other columns compensate raises the loss by
 
     ``tr(V_u' ((A^-1)_uu)^-1 V_u)``,  with ``V = W' G^(1/2)`` [n, d]
 
-(Hassibi & Stork 1993; the K-FAC metric of Martens & Grosse 2015; eliminated in blocks as in ZipLM, Kurtic et al. 2023). After the removal
+(Hassibi & Stork 1993; the K-FAC metric of Martens & Grosse 2015; eliminated in blocks as in ZipLM, Kurtic et al.
+2023). After the removal
 
     ``V <- V - A^-1[:, u] ((A^-1)_uu)^-1 V_u``   and   ``A^-1 <- A^-1 - A^-1[:, u] ((A^-1)_uu)^-1 A^-1[u, :]``.
 
@@ -30,7 +32,8 @@ class Curve:
     Attributes:
         order: [U], units in the order of their removal.
         removed: [K + 1], numbers of removed units for which the loss is known, from 0 to U.
-        loss: [K + 1] float64, the loss of removing the first ``removed[k]`` units of `order` with the rest compensating.
+        loss: [K + 1] float64, the loss of removing the first ``removed[k]`` units of `order` with the rest
+            compensating.
     """
 
     order: Tensor
@@ -39,7 +42,7 @@ class Curve:
 
 
 def square_root(matrix: Tensor) -> Tensor:
-    """A factor R with ``R R' = matrix`` for a symmetric positive semi-definite [d, d]; negative eigenvalues are clamped."""
+    """A factor R with ``R R' = matrix`` for a symmetric semi-definite [d, d]; negative eigenvalues are clamped."""
     values, vectors = torch.linalg.eigh(matrix.double())
     return vectors * values.clamp(min=0).sqrt()
 
@@ -94,7 +97,9 @@ class _State:
         self.dead = 0
 
     def remove_cheapest(self, take: int) -> tuple[Tensor, Tensor]:
-        """Remove the `take` units that are cheapest one by one: (their original indices, cheapest first; the joint loss)."""
+        """Remove the `take` units that are cheapest one by one: (their original indices, cheapest first; the joint
+        loss).
+        """
         score = self._scores()
         score[~self.alive] = torch.inf
         local = score.argsort(stable=True)[:take]
@@ -114,7 +119,9 @@ class _State:
     def _scores(self) -> Tensor:
         """[units]: loss of removing each unit alone."""
         if self.group == 1:
-            return self.weighted.square().sum(dim=1) / self.inverse.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
+            return self.weighted.square().sum(dim=1) / self.inverse.diagonal().clamp(
+                min=torch.finfo(torch.float64).tiny
+            )
         count, g = self.alive.numel(), self.group
         blocks = self.inverse.view(count, g, count, g).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         eye = torch.eye(g, dtype=blocks.dtype, device=blocks.device)

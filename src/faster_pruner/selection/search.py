@@ -66,7 +66,11 @@ def search_masks(candidates: Mapping[str, Candidates], budget: float) -> Selecti
             f"the budget is below what one unit costs: ask for at least {cheapest:.2g} of the encoder's MACs"
         )
     first = _rank(candidates, kinds[0])
-    second = _rank(candidates, kinds[1]) if len(kinds) == 2 else _Ranked([], torch.empty(0), *([torch.zeros(1).double()] * 2))
+    second = (
+        _rank(candidates, kinds[1])
+        if len(kinds) == 2
+        else _Ranked([], torch.empty(0), *([torch.zeros(1).double()] * 2))
+    )
     affordable = first.cost <= budget
     best_second = torch.searchsorted(second.cost, budget - first.cost, right=True) - 1
     total = first.importance + second.importance[best_second.clamp(min=0)]

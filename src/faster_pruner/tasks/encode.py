@@ -42,7 +42,9 @@ def encode(
         if bad is not None:
             raise DataError(f"row {bad} has no text in column {column!r}: {values[bad]!r}")
     limit = min(max_length, _longest_position(config))
-    encoded = tokenizer(*texts, truncation=True, max_length=limit)
+    encoded: Any = tokenizer(
+        texts[0], text_pair=texts[1] if task.pair_column else None, truncation=True, max_length=limit
+    )
     keys = [key for key in TOKEN_KEYS if key in encoded]
     return EncodedRows(
         tokens=[{key: encoded[key][i] for key in keys} for i in range(len(rows))],
@@ -100,7 +102,8 @@ def _class_index(value: Any, row: int, order: list[int] | None, config: Any, tas
         by_name = {str(name).lower(): int(index) for name, index in config.label2id.items()}
         if value.lower() not in by_name:
             raise DataError(
-                f"row {row}: label {value!r} in column {task.label_column!r} is not one of the model's: {', '.join(by_name)}"
+                f"row {row}: label {value!r} in column {task.label_column!r} is not one of the model's: "
+                f"{', '.join(by_name)}"
             )
         return by_name[value.lower()]
     number = float(value) if value is not None else -1.0

@@ -1,11 +1,13 @@
 """Metrics from logits [N, C] and labels [N]: scikit-learn and scipy do the computing.
 
-Scores are in percent (accuracy, F1, Matthews, correlations, expected calibration error); `loss` is in nats or squared units.
+Scores are in percent (accuracy, F1, Matthews, correlations, expected calibration error); `loss` is in nats or squared
+units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -23,7 +25,8 @@ def _softmax(logits: Array) -> Array:
 def _f1(logits: Array, labels: Array) -> float:
     """F1 of class 1 for two classes (GLUE's), macro average for more."""
     average = "binary" if logits.shape[1] == 2 else "macro"
-    return float(f1_score(labels, logits.argmax(axis=1), average=average, zero_division=0))  # pyright: ignore[reportArgumentType]
+    score: Any = f1_score
+    return float(score(labels, logits.argmax(axis=1), average=average, zero_division=0))
 
 
 def _correlation(function: Callable[[Array, Array], object]) -> Callable[[Array, Array], float]:

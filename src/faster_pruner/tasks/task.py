@@ -66,7 +66,8 @@ def find_task(
         task = known[name]
     else:
         raise OptionError(
-            f"task {name!r} is not known; known are {', '.join(known)}; for other data use --text-column and --label-column"
+            f"task {name!r} is not known; known are {', '.join(known)}; "
+            "for other data use --text-column and --label-column"
         )
     if text_column is not None:
         # other columns than the task's own: the task's second text goes with its first

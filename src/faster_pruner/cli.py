@@ -1,0 +1,209 @@
+"""The command line: parse, build options, one call, exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+
+from faster_pruner import demo as demo_job
+from faster_pruner import job
+from faster_pruner.errors import FasterPrunerError
+from faster_pruner.options import (
+    PRESETS,
+    RECOVERIES,
+    SELECTIONS,
+    SOLVERS,
+    CalibrationOptions,
+    customise,
+    preset,
+)
+from faster_pruner.report import make_progress, print_evaluations, print_summary
+from faster_pruner.tasks import GLUE
+
+P = ParamSpec("P")
+_INTERRUPTED = 130
+_NARROWEST = 120
+
+app = typer.Typer(
+    name="faster-pruner",
+    help="Make a fine-tuned transformer physically smaller and faster, without retraining.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our exceptions and Ctrl-C into one line on standard error and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except FasterPrunerError as error:
+            print(f"faster-pruner: error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print("faster-pruner: interrupted; nothing was written", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from error
+
+    return wrapped
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables when it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _NARROWEST))
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(version("faster-pruner"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(  # pyright: ignore[reportUnusedFunction]
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make a fine-tuned transformer physically smaller and faster, without retraining."""
+
+
+Model = Annotated[str, typer.Argument(help="Fine-tuned checkpoint: a local folder or a hub id.", show_default=False)]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help=f"GLUE task: {', '.join(GLUE)}. Other data: give columns.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder with train and validation as jsonl, csv or parquet (.gz too). Default: the hub.",
+    ),
+]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the first or only text.")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="Column of the second text.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the label.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="Truncate texts to this many tokens.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: cuda when there is one.")]
+
+
+@app.command()
+@_one_line_errors
+def prune(
+    model: Model,
+    macs: Annotated[
+        float,
+        typer.Option("--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the pruned checkpoint.", show_default=False)
+    ],
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    preset_name: Annotated[str, typer.Option("--preset", help=f"Method: {', '.join(PRESETS)}.")] = "default",
+    selection: Annotated[
+        str | None, typer.Option(help=f"Replace the preset's selection: {', '.join(SELECTIONS)}.")
+    ] = None,
+    recovery: Annotated[
+        str | None, typer.Option(help=f"Replace the preset's recovery: {', '.join(RECOVERIES)}.")
+    ] = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Use the labels of the calibration rows, or none at all."),
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help=f"Replace the recovery's solver: {', '.join(SOLVERS)}.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Replace the recovery's relative ridge.")] = None,
+    calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration sample.")] = 0,
+    max_length: MaxLength = 128,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in --output.")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Prune MODEL to a share of its MACs, recover its accuracy, verify and measure it."""
+    method = customise(
+        preset(preset_name), selection=selection, recovery=recovery, labels=labels, solver=solver, ridge=ridge
+    )
+    result = job.prune(
+        model,
+        macs=macs,
+        task=task,
+        data=data,
+        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        output=output,
+        overwrite=overwrite,
+        method=method,
+        calibration=CalibrationOptions(rows=calibration_rows, seed=seed, max_length=max_length),
+        device=device,
+        progress=make_progress(),
+    )
+    console = _console()
+    print_summary(result.report, console)
+    console.print(
+        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@_one_line_errors
+def evaluate(
+    model: Model,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = 128,
+    device: Device = None,
+) -> None:
+    """Evaluate a dense or pruned MODEL on a task's validation rows."""
+    found = job.evaluate(
+        model,
+        task=task,
+        data=data,
+        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        max_length=max_length,
+        device=device,
+        progress=make_progress(),
+    )
+    print_evaluations(found.values(), _console())
+
+
+@app.command()
+@_one_line_errors
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")] = Path(
+        "faster-pruner-demo"
+    ),
+    macs: Annotated[float, typer.Option("--macs", help="Share of the encoder's MACs to keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the data split and the calibration sample.")] = 0,
+) -> None:
+    """Prune a real encoder on a real task, without downloading anything."""
+    result = demo_job.run(output, macs=macs, seed=seed, progress=make_progress())
+    console = _console()
+    print_summary(result.report, console)
+    console.print(
+        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Entry point of the `faster-pruner` command."""
+    app()
