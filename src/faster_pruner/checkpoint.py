@@ -71,6 +71,20 @@ class Opened:
     dtype: torch.dtype
 
 
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """No progress bars or warnings of transformers: what matters is said by our own errors."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def _check_place(place: str) -> None:
     """Raise CheckpointError when `place` is a local path that holds no checkpoint."""
     path = Path(place)
@@ -125,12 +139,21 @@ def open_checkpoint(place: str, *, device: torch.device) -> Opened:
             raise CheckpointError(
                 f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed"
             )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+    tokenizer = _open_tokenizer(place)
     placed: Any = model
     return Opened(placed.to(device), tokenizer, family_of(str(model.config.model_type)), _stored_dtype(config))
+
+
+def _open_tokenizer(place: str) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. transformers makes up one without words where there is none: that is refused."""
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise CheckpointError(f"{place!r} has no tokenizer files; save the tokenizer beside the model")
+    return tokenizer
 
 
 def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
@@ -224,13 +247,15 @@ def _from_pretrained(
 
     Resized.__name__ = Resized.__qualname__ = stock.__name__
     try:
-        with no_loading_bars():
+        with quiet_transformers():
             loaded: Any = Resized.from_pretrained(
                 place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
         reason = next(
             (line.strip() for line in str(error).splitlines() if "mismatch" in line),
             str(error).splitlines()[0],
@@ -244,7 +269,19 @@ def _from_pretrained(
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
     model.__class__ = stock
+    _own_memory(model)
     return model.eval()
+
+
+@torch.no_grad()
+def _own_memory(model: PreTrainedModel) -> None:
+    """Move weights out of the mapped file into memory of their own.
+
+    A view into the file is aligned to 8 bytes only, and matrix products round differently there than on torch's aligned
+    allocations: the same weights would give logits that differ in the last bit.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
 
 
 def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict[str, int]]:
@@ -290,18 +327,6 @@ def _existing_parent(folder: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     return parent
-
-
-@contextmanager
-def no_loading_bars() -> Generator[None]:
-    """No progress bars of transformers: ours is enough."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -363,8 +388,9 @@ def write_checkpoint(
     stored: Any = copy.deepcopy(model).cpu()
     stored = stored.to(dtype)
     try:
-        stored.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            stored.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
     path = folder / _CONFIG

@@ -123,7 +123,7 @@ def _fit_classifier(folder: Path, data: Path, names: Sequence[str], clock: Stage
     tokenizer = AutoTokenizer.from_pretrained(source)
     labels = dict(enumerate(names))
     config = AutoConfig.from_pretrained(source, id2label=labels, label2id={name: i for i, name in labels.items()})
-    with checkpoint.no_loading_bars():
+    with checkpoint.quiet_transformers():
         model: Any = BertForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
     model.config.name_or_path = "all-MiniLM-L6-v2"
     width = int(config.hidden_size)
@@ -134,8 +134,9 @@ def _fit_classifier(folder: Path, data: Path, names: Sequence[str], clock: Stage
         head = LogisticRegression(max_iter=2000).fit(features, targets)
         weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
     surgery.set_linear(model.classifier, torch.from_numpy(weight), torch.from_numpy(bias))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with checkpoint.quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _features(

@@ -154,8 +154,7 @@ def _run(
         latency=timings,
     )
     if folder is not None:
-        with clock.stage("save and verify"):
-            report = _save(pruned.model, calibrated, opened, report, folder, overwrite=overwrite)
+        report = _save(pruned.model, calibrated, opened, folder, report, clock=clock, overwrite=overwrite)
     return PruneResult(pruned.model, opened.tokenizer, report)
 
 
@@ -185,17 +184,19 @@ def _save(
     model: PreTrainedModel,
     calibrated: Calibrated,
     opened: checkpoint.Opened,
-    report: PruneReport,
     folder: Path,
+    report: PruneReport,
     *,
+    clock: StageClock,
     overwrite: bool,
 ) -> PruneReport:
     """Write beside, reopen, verify, then move into place."""
     with checkpoint.replacing(folder, overwrite=overwrite) as staging:
-        checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
-        verified = checkpoint.verify(staging, model, calibrated.batches[-_BATCHES_TO_VERIFY:])
+        with clock.stage("save and verify"):
+            checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
+            verified = checkpoint.verify(staging, model, calibrated.batches[-_BATCHES_TO_VERIFY:])
         pruned = replace(report.pruned, bytes=checkpoint.weight_bytes(staging))
-        report = replace(report, verified=verified, pruned=pruned)
+        report = replace(report, verified=verified, pruned=pruned, seconds=clock.seconds)
         (staging / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return report
 

@@ -78,8 +78,14 @@ def true_fisher(problem: Problem, *, rows: int, seed: int) -> Cotangent:
 
 def _softmax_direction(p: Tensor, sign: Tensor) -> Tensor:
     """[B, C] directions with covariance ``diag(p) - p p'`` over random signs [B, C]."""
-    if p.shape[-1] > _MOST_CLASSES_TO_DIAGONALISE:
+    classes = p.shape[-1]
+    if classes == 2:
+        # the closed form of the only eigenpair: no rounding however confident the prediction
+        gap = p.prod(dim=-1, keepdim=True).sqrt() * sign[:, :1]
+        return torch.cat([gap, -gap], dim=-1)
+    if classes > _MOST_CLASSES_TO_DIAGONALISE:
         root = p.sqrt() * sign
         return root - p * (p.sqrt() * root).sum(dim=-1, keepdim=True)
-    values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
-    return (vectors * (values.clamp(min=0).sqrt() * sign)[:, None, :]).sum(dim=-1)
+    wide = p.double()
+    values, vectors = torch.linalg.eigh(torch.diag_embed(wide) - wide[:, :, None] * wide[:, None, :])
+    return (vectors * (values.clamp(min=0).sqrt() * sign)[:, None, :]).sum(dim=-1).to(p.dtype)

@@ -31,6 +31,9 @@ from faster_pruner.options import Method
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import SublayerResult
 
+# Relative errors computed from float32 Grams are not known better than this (the square root of their rounding).
+_ERROR_FLOOR = 1e-3
+
 
 class Targets(Protocol):
     """Where the recovery aims: per sublayer, one [T, d] per batch, for the tokens chosen by `tokens`."""
@@ -196,7 +199,7 @@ def _reconstruct(output: nn.Linear, sublayer: Sublayer, moments: RegressionMomen
     weight = solution.value.T
     bias = None if own_bias is None else moments.intercept(weight)
     after = moments.error(weight, bias)
-    if not solution.converged or not after <= before:
+    if not solution.converged or not after <= before + _ERROR_FLOOR:
         note = f"{note or 'the solution fits worse than the sliced weights'}; weights left as they were"
         after = before
     else:

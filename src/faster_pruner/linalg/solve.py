@@ -99,6 +99,11 @@ class System:
     prior: Tensor
 
 
+def _as_columns(tensor: Tensor) -> Tensor:
+    """[n] or [n, m] as [n, m]."""
+    return tensor[:, None] if tensor.ndim == 1 else tensor
+
+
 def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridge: float) -> System:
     """Cast to solve precision and add the relative ridge. Raises ValueError on shapes that do not fit."""
     n = matrix.shape[0]
@@ -108,8 +113,8 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
             "expected [n, n] and [n] or [n, m]"
         )
     dtype = solve_dtype(matrix.device)
-    columns = right_side.reshape(n, -1).to(dtype)
-    start = torch.zeros_like(columns) if prior is None else prior.reshape(n, -1).to(dtype)
+    columns = _as_columns(right_side).to(dtype)
+    start = torch.zeros_like(columns) if prior is None else _as_columns(prior).to(dtype)
     a = matrix.to(dtype)
     if ridge > 0 and n > 0:
         ridge_abs = ridge * a.diagonal().mean()

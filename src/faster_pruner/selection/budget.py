@@ -19,6 +19,7 @@ from faster_pruner.selection.obs import Curve
 from faster_pruner.selection.search import Selection
 
 _BINS = 20_000
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ def allocate(items: Mapping[str, Item], budget: float, *, bins: int = _BINS) -> 
     Args:
         items: by sublayer.
         budget: most that the kept units may cost together.
-        bins: resolution of the dynamic programme; costs are rounded up to ``budget / bins``, never beyond the budget.
+        bins: resolution of the dynamic programme. Costs are rounded down to ``budget / bins``; the true cost of what it
+            finds is checked, and the next smaller capacity is tried until it fits.
 
     Raises:
         BudgetError: when the fewest units allowed already cost more than the budget.
@@ -77,8 +79,7 @@ def _choose(items: Mapping[str, Item], budget: float, bins: int) -> list[int]:
     choices: list[Tensor] = []
     spends: list[list[int]] = []
     for item in items.values():
-        keeps = _keeps(item)
-        spend = torch.ceil(keeps * (item.unit_cost * bins / budget) - 1e-9).long().tolist()
+        spend = torch.floor(_keeps(item) * (item.unit_cost * bins / budget) + 1e-9).long().tolist()
         table = torch.full_like(best, torch.inf)
         choice = torch.zeros(bins + 1, dtype=torch.long)
         for point, cost in enumerate(spend):
@@ -91,15 +92,26 @@ def _choose(items: Mapping[str, Item], budget: float, bins: int) -> list[int]:
         best = table
         choices.append(choice)
         spends.append(spend)
-    if not torch.isfinite(best[bins]):
-        # rounding up left no room for the smallest point of every item: it is within the budget all the same
-        return [_keeps(item).numel() - 1 for item in items.values()]
+    # rounding down hides less than one bin per item
+    for capacity in range(bins, max(-1, bins - len(items) - 1), -1):
+        points = _trace_back(choices, spends, capacity) if torch.isfinite(best[capacity]) else None
+        if points is not None and _cost(items, points) <= budget * (1 + _ROUNDING):
+            return points
+    return [_keeps(item).numel() - 1 for item in items.values()]
+
+
+def _trace_back(choices: list[Tensor], spends: list[list[int]], capacity: int) -> list[int]:
+    """The points that the dynamic programme chose for `capacity` bins."""
     points: list[int] = []
-    left = bins
     for choice, spend in zip(reversed(choices), reversed(spends), strict=True):
-        points.append(int(choice[left]))
-        left -= spend[points[-1]]
+        points.append(int(choice[capacity]))
+        capacity -= spend[points[-1]]
     return points[::-1]
+
+
+def _cost(items: Mapping[str, Item], points: list[int]) -> float:
+    """True cost of one point per curve."""
+    return sum(float(_keeps(item)[point]) * item.unit_cost for item, point in zip(items.values(), points, strict=True))
 
 
 def _spend_slack(items: Mapping[str, Item], removed: dict[str, int], budget: float) -> None:

@@ -1,8 +1,8 @@
 """Mask rearrangement (Kwon et al. 2022, section 4.2): swaps inside one sublayer under the block Fisher information.
 
 Removing the units S costs about ``1_S' F 1_S = || sum_{u in S} g_u ||^2`` when F is the block Fisher. Starting from the
-mask that the search found, units are offered one at a time to the pruned set, from the least to the most important, and whichever
-member then costs the most to keep pruned comes back.
+mask that the search found, units are offered one at a time to the pruned set, from the least to the most important, and
+whichever member then costs the most to keep pruned comes back.
 """
 
 from __future__ import annotations

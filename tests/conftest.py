@@ -1,0 +1,49 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import pytest
+import torch
+
+import tiny
+
+SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the datasets library's cache out of the user's home."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny two-class BERT with a tokenizer, saved."""
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated SST-2-like rows: <folder>/sst2/{train,validation}.jsonl."""
+    return tiny.save_rows(tmp_path_factory.mktemp("data"), "sst2")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real models and rows; tests that need them are skipped elsewhere."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip(f"the real models and GLUE rows are not at {SHARED} (set FASTER_PRUNER_SHARED)")
+    return SHARED

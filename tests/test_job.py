@@ -1,0 +1,133 @@
+"""The main job end to end, on generated rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from faster_pruner import CalibrationOptions, Columns, evaluate, load, prune
+from faster_pruner.errors import BudgetError, DataError, OptionError, OutputError
+from faster_pruner.families import FAMILIES
+from faster_pruner.options import PRESETS
+from faster_pruner.tasks import GLUE
+
+SMALL = CalibrationOptions(rows=32)
+
+
+@pytest.fixture(autouse=True)
+def _quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pairs per shape are enough to test the plumbing."""
+    from faster_pruner import latency
+
+    monkeypatch.setattr(latency, "_FEWEST_PAIRS", 2)
+    monkeypatch.setattr(latency, "_SECONDS_PER_SHAPE", 0.0)
+
+
+@pytest.mark.parametrize("task", sorted(GLUE))
+def test_every_glue_task_runs_end_to_end(task: str, tmp_path: Path) -> None:
+    described = GLUE[task]
+    labels = len(described.label_names) or 1
+    model = tiny.save_checkpoint(tmp_path / "model", labels=labels)
+    data = tiny.save_rows(tmp_path / "data", task)
+    if task == "mnli":
+        tiny.write_jsonl(data / "mnli" / "validation_mismatched.jsonl", tiny.make_texts("mnli", 16, 2))
+    result = prune(model, task=task, macs=0.5, data=data, output=tmp_path / "out", calibration=SMALL)
+    splits = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
+    assert list(result.report.after) == splits
+    assert result.report.after[splits[0]].primary == described.primary
+    assert set(result.report.after[splits[0]].metrics) == set(described.metrics)
+    again = evaluate(tmp_path / "out", task=task, data=data)
+    assert again == result.report.after
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_family_and_preset_runs_end_to_end(family: str, preset: str, data: Path, tmp_path: Path) -> None:
+    model = tiny.save_checkpoint(tmp_path / "model", family)
+    out = tmp_path / "out"
+    result = prune(model, task="sst2", macs=0.5, data=data, output=out, method=preset, calibration=SMALL)
+    saved = json.loads((out / "result.json").read_text())
+    assert saved["preset"] == preset
+    assert "bit-equal" in saved["verified"]
+    assert 0.3 < saved["macs_kept"] <= 0.5
+    assert saved["pruned"]["bytes"] == (out / "model.safetensors").stat().st_size
+    assert saved["pruned"]["parameters"] < saved["dense"]["parameters"]
+    assert [(row["batch"], row["sequence"]) for row in saved["latency"]] == [(1, 32), (32, 62)]
+    assert {row["name"] for row in saved["sublayers"]} == {
+        f"layers.{i}.{k}" for i in (0, 1) for k in ("attention", "ffn")
+    }
+    assert {"load", "statistics", "selection", "recovery", "evaluation", "latency", "save and verify"} <= set(
+        saved["seconds"]
+    )
+    inputs = {"input_ids": torch.tensor([[2, 9, 11, 3]])}
+    assert torch.equal(load(out)(**inputs).logits, result.model(**inputs).logits)
+
+
+def test_same_inputs_and_seed_give_the_same_bytes(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        prune(checkpoint, task="sst2", macs=0.5, data=data, output=tmp_path / name, calibration=SMALL)
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    other = CalibrationOptions(rows=32, seed=1)
+    prune(checkpoint, task="sst2", macs=0.5, data=data, output=tmp_path / "c", calibration=other)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() != (tmp_path / "c" / "model.safetensors").read_bytes()
+
+
+def test_half_precision_is_kept_and_verified(data: Path, tmp_path: Path) -> None:
+    model = tiny.save_checkpoint(tmp_path / "model", dtype=torch.float16)
+    result = prune(model, task="sst2", macs=0.5, data=data, output=tmp_path / "out", calibration=SMALL)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    assert "bit-equal" in result.report.verified
+    assert load(tmp_path / "out", dtype=torch.float16).dtype is torch.float16
+
+
+def test_a_pruned_model_can_be_pruned_again(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    prune(checkpoint, task="sst2", macs=0.7, data=data, output=tmp_path / "once", calibration=SMALL)
+    twice = prune(tmp_path / "once", task="sst2", macs=0.7, data=data, output=tmp_path / "twice", calibration=SMALL)
+    assert twice.report.macs_kept <= 0.7
+    assert "bit-equal" in twice.report.verified
+    once = json.loads((tmp_path / "once" / "result.json").read_text())
+    assert twice.report.dense.macs == pytest.approx(once["pruned"]["macs"], rel=1e-6)
+    assert load(tmp_path / "twice").num_parameters() < load(tmp_path / "once").num_parameters()
+
+
+def test_any_text_classification_by_columns(checkpoint: Path, tmp_path: Path) -> None:
+    rows = [{"body": "w1 w2 w3", "gold": "LABEL_1"}, {"body": "w5 w6", "gold": "LABEL_0"}] * 12
+    for split in ("train", "validation"):
+        tiny.write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows)
+    columns = Columns(text="body", label="gold")
+    result = prune(checkpoint, macs=0.5, data=tmp_path / "data", columns=columns, calibration=SMALL)
+    assert result.report.task == "text-classification"
+    assert result.report.verified == ""
+
+
+def test_label_free_calibration_needs_no_label_in_the_train_split(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    rows = [{"sentence": row["sentence"]} for row in tiny.make_texts("sst2", 40, 0)]
+    tiny.write_jsonl(tmp_path / "sst2" / "train.jsonl", rows)
+    tiny.write_jsonl(tmp_path / "sst2" / "validation.jsonl", tiny.make_texts("sst2", 20, 1))
+    assert prune(checkpoint, task="sst2", macs=0.5, data=tmp_path).report.macs_kept <= 0.5
+    with pytest.raises(DataError, match="no column 'label'"):
+        prune(checkpoint, task="sst2", macs=0.5, data=tmp_path, method="kwon2022")
+
+
+def test_bad_requests_are_refused_before_any_work(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for macs in (0.0, 1.0, -1.0, 50.0, float("nan")):
+        with pytest.raises(BudgetError, match="between 0 and 1"):
+            prune(checkpoint, task="sst2", macs=macs, data=data)
+    with pytest.raises(OptionError, match="preset 'best' does not exist"):
+        prune(checkpoint, task="sst2", macs=0.5, data=data, method="best")
+    with pytest.raises(OptionError, match="device 'quantum'"):
+        prune(checkpoint, task="sst2", macs=0.5, data=data, device="quantum")
+    with pytest.raises(DataError, match="--data"):
+        prune(checkpoint, macs=0.5, columns=Columns(text="x"))
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="--overwrite"):
+        prune(checkpoint, task="sst2", macs=0.5, data=data, output=tmp_path / "keep")
+    tiny.write_jsonl(tmp_path / "few" / "train.jsonl", tiny.make_texts("sst2", 3, 0))
+    with pytest.raises(DataError, match="has 3 rows"):
+        prune(checkpoint, task="sst2", macs=0.5, data=tmp_path / "few")
