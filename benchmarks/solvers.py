@@ -66,7 +66,7 @@ def real_systems(task: str) -> Iterator[System]:
     calibrated = calibrate_model(opened.model, opened.family, rows, with_targets, CalibrationOptions())
     model = cut(calibrated, Budget(macs=0.5), method).model
     sublayers = surgery.prune_units(model, opened.family, {})
-    with lockstep(model, sublayers, calibrated.batches) as run:
+    with lockstep(model, sublayers, calibrated.data.batches) as run:
         for sublayer in sublayers:
             own = calibrated.statistics[sublayer.name]
             moments = RegressionMoments(sublayer.columns, sublayer.width, torch.device("cpu"))

@@ -30,14 +30,14 @@ def calibrated(method: Method, family: str = "bert", *, rows: int = 60, labels: 
 
 def distance(dense: Calibrated, model: torch.nn.Module) -> float:
     """Distance of the logits from the dense model's, on the calibration rows."""
-    return float((predict(model, dense.batches) - dense.statistics.logits).norm())
+    return float((predict(model, dense.data.batches) - dense.statistics.logits).norm())
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_nothing_removed_means_nothing_to_recover(family: str) -> None:
     dense = calibrated(EXACT, family)
     model = surgery_copy(dense)
-    found = recover(model, dense.sublayers, dense.batches, dense.statistics, method=EXACT)
+    found = recover(model, dense.sublayers, dense.data.batches, dense.statistics, method=EXACT)
     # errors computed from float32 Grams have a floor near the square root of their rounding
     assert all(s.residual_before < 2e-3 and s.residual_after < 2e-3 for s in found.sublayers)
     assert distance(dense, model) < 1e-2
@@ -57,7 +57,7 @@ def test_reconstruction_is_a_least_squares_fit_to_the_dense_branch(family: str) 
     sublayers = surgery.prune_units(pruned.model, dense.family, {})
     last = sublayers[-1]
     design, target = [], []
-    with lockstep(pruned.model, sublayers, dense.batches) as run:
+    with lockstep(pruned.model, sublayers, dense.data.batches) as run:
         for sublayer in sublayers:
             for arrival, batch_target, read in zip(
                 run.arrivals(sublayer),
@@ -90,8 +90,8 @@ def test_presets_meet_the_budget_and_recovery_helps(preset: str, share: float) -
     assert {s.name: s.units for s in alone.sublayers} == kept
     from faster_pruner.costs import encoder_macs
 
-    total = encoder_macs(dense.sublayers, dense.length)
-    left = encoder_macs(surgery.prune_units(pruned.model, dense.family, {}), dense.length)
+    total = encoder_macs(dense.sublayers, dense.data.length)
+    left = encoder_macs(surgery.prune_units(pruned.model, dense.family, {}), dense.data.length)
     assert 0.8 * share < left / total <= share
     if preset == "default":
         assert distance(dense, pruned.model) < distance(dense, alone.model)
@@ -114,7 +114,7 @@ def test_switches_compose_freely(selection: str, recovery: str, labels: bool) ->
 def test_regression_and_many_classes(labels: int) -> None:
     for method in PRESETS.values():
         dense = calibrated(method, labels=labels)
-        assert torch.isfinite(predict(cut(dense, Budget(macs=0.5), method).model, dense.batches)).all()
+        assert torch.isfinite(predict(cut(dense, Budget(macs=0.5), method).model, dense.data.batches)).all()
 
 
 def test_tiny_budgets_empty_whole_sublayers_and_the_bias_takes_over() -> None:
@@ -132,7 +132,7 @@ def test_fewer_tokens_than_columns_is_still_solved() -> None:
     dense = calibrated(DEFAULT, rows=3)
     pruned = cut(dense, Budget(macs=0.6), DEFAULT)
     assert all(s.status == "converged" for s in pruned.sublayers)
-    assert torch.isfinite(predict(pruned.model, dense.batches)).all()
+    assert torch.isfinite(predict(pruned.model, dense.data.batches)).all()
 
 
 def test_constant_and_duplicate_neurons_do_not_break_the_solve() -> None:
@@ -166,7 +166,7 @@ def test_iterative_and_direct_solvers_agree() -> None:
     models = []
     for name in ("cholesky", "jacobi-cg", "cg"):
         method = replace(DEFAULT, solver=SolverOptions(name=name, tolerance=1e-9, max_iterations=5000, ridge=1e-2))
-        models.append(predict(cut(calibrated(method), Budget(macs=0.5), method).model, calibrated(method).batches))
+        models.append(predict(cut(calibrated(method), Budget(macs=0.5), method).model, calibrated(method).data.batches))
     assert torch.allclose(models[0], models[1], atol=1e-4)
     assert torch.allclose(models[0], models[2], atol=1e-4)
 

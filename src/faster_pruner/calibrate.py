@@ -32,11 +32,13 @@ class Needs:
         mask_gradients: per-example mask gradients (first-order selection).
         moments: A and G (second-order selection).
         targets: dense outputs of every residual branch plus its residual stream (recovery against the dense model).
+        producer_inputs: dense inputs of the producers (alignment).
     """
 
     mask_gradients: bool = False
     moments: bool = False
     targets: bool = False
+    producer_inputs: bool = False
 
 
 @dataclass(kw_only=True)
@@ -50,6 +52,7 @@ class SublayerStatistics:
         read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a
             classifier, CLS).
         targets: per batch [tokens read, d]; empty when not needed.
+        producer_inputs: per batch [T, d] over the tokens of `producer_tokens`; empty when not needed.
     """
 
     mask_gradients: Tensor | None = None
@@ -57,6 +60,12 @@ class SublayerStatistics:
     output_gradients: SecondMoment | None = None
     read: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+    producer_inputs: list[Tensor] = field(default_factory=list)
+
+
+def producer_tokens(sublayer: Sublayer, read: Tensor, real: Tensor) -> Tensor:
+    """[B, S] bool: tokens whose producer inputs matter: all real ones where attention mixes them, else those read."""
+    return real if sublayer.kind == "attention" else read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,8 @@ class _Collector:
             own.output_gradients.add(seen.y_gradient[read])
         if self.needs.targets:
             own.targets.append((seen.y + seen.residual)[read])
+        if self.needs.producer_inputs:
+            own.producer_inputs.append(seen.producer_input[producer_tokens(sublayer, read, mask)])
 
 
 def calibrate(

@@ -88,19 +88,21 @@ def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 class Lockstep:
     """Suspended forwards of one model over several batches; made by `lockstep`."""
 
-    def __init__(self, model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self._model = model
         self._main = getcurrent()
         self._residual: dict[int, Tensor] = {}
         self._running = 0
         self._forwards = [greenlet(self._forward) for _ in batches]
         self._batches = batches
-        self._order = [sublayer.name for sublayer in sublayers]
         self.outputs: list[Any] = [None] * len(batches)
 
-    def attach(self, stack: ExitStack, sublayers: Sequence[Sublayer]) -> None:
+    def attach(self, stack: ExitStack, sublayers: Sequence[Sublayer], *, producers: bool) -> None:
         """Register the hooks; `stack` removes them."""
         for sublayer in sublayers:
+            if producers and sublayer.units:
+                first = self._model.get_submodule(sublayer.producer_paths[0])
+                stack.callback(first.register_forward_pre_hook(self._pause_at(_entry(sublayer))).remove)
             residual = self._model.get_submodule(sublayer.residual_path)
             stack.callback(residual.register_forward_pre_hook(self._keep_residual, with_kwargs=True).remove)
             output = sublayer.output_of(self._model)
@@ -115,6 +117,16 @@ class Lockstep:
             name, x = self._resume(index)
             assert name == sublayer.name, f"expected the model to reach {sublayer.name}, it reached {name}"
             yield Arrival(index, x, self._residual.pop(index))
+
+    def entries(self, sublayer: Sublayer) -> Iterator[tuple[int, Tensor]]:
+        """Let each batch run up to the producers of `sublayer`: (index of the batch, their input [B, S, d]).
+
+        Only for a lockstep that stops at producers, and only for a sublayer that has units.
+        """
+        for index in range(len(self._batches)):
+            name, x = self._resume(index)
+            assert name == _entry(sublayer), f"expected the model to reach {_entry(sublayer)}, it reached {name}"
+            yield index, x
 
     def finish(self) -> list[Any]:
         """Let every batch run to its end: the model's outputs, one per batch."""
@@ -151,14 +163,21 @@ class Lockstep:
         return pause
 
 
+def _entry(sublayer: Sublayer) -> str:
+    """Name of the stop at the producers of a sublayer."""
+    return f"{sublayer.name} producers"
+
+
 @contextmanager
-def lockstep(model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch]) -> Generator[Lockstep]:
-    """Suspend one forward per batch at every output projection of `sublayers` (see `Lockstep`)."""
+def lockstep(
+    model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch], *, producers: bool = False
+) -> Generator[Lockstep]:
+    """Suspend one forward per batch at every output projection of `sublayers`, and at their producers if asked."""
     with ExitStack() as stack:
         stack.enter_context(inference(model))
-        run = Lockstep(model, sublayers, batches)
+        run = Lockstep(model, batches)
         stack.callback(run.close)
-        run.attach(stack, sublayers)
+        run.attach(stack, sublayers, producers=producers)
         yield run
 
 
@@ -172,6 +191,7 @@ class Observation:
         y: [B, S, d] output of the projection.
         y_gradient: [B, S, d].
         residual: [B, S, d] residual stream that the branch is added to.
+        producer_input: [B, S, d] input of the producers.
     """
 
     x: Tensor
@@ -179,6 +199,7 @@ class Observation:
     y: Tensor
     y_gradient: Tensor
     residual: Tensor
+    producer_input: Tensor
 
 
 class _Watch:
@@ -191,13 +212,16 @@ class _Watch:
         self.x: Tensor | None = None
         self.y: Tensor | None = None
         self.residual: Tensor | None = None
+        self.producer_input: Tensor | None = None
         self.y_gradient: Tensor | None = None
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Register the hooks."""
         residual = model.get_submodule(self.sublayer.residual_path)
+        producer = model.get_submodule(self.sublayer.producer_paths[0])
         output = self.sublayer.output_of(model)
         return [
+            producer.register_forward_pre_hook(self.before_producer),
             residual.register_forward_pre_hook(self.before_branch, with_kwargs=True),
             output.register_forward_pre_hook(self.before),
             output.register_forward_hook(self.after),
@@ -207,6 +231,11 @@ class _Watch:
         """Keep the residual stream."""
         del module
         self.residual = _first_input(args, kwargs).detach()
+
+    def before_producer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the producers' input."""
+        del module
+        self.producer_input = args[0].detach()
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Keep the input; the first sublayer's input is where the graph starts."""
@@ -227,13 +256,14 @@ class _Watch:
         self.y_gradient = gradient
 
     def input_gradient(self, gradient: Tensor) -> None:
-        """All five tensors are known now: report and let go of them."""
+        """Everything is known now: report and let go of it."""
         assert self.x is not None
         assert self.y is not None
         assert self.y_gradient is not None
         assert self.residual is not None
-        seen = Observation(self.x, gradient, self.y, self.y_gradient, self.residual)
-        self.x = self.y = self.y_gradient = self.residual = None
+        assert self.producer_input is not None
+        seen = Observation(self.x, gradient, self.y, self.y_gradient, self.residual, self.producer_input)
+        self.x = self.y = self.y_gradient = self.residual = self.producer_input = None
         self.report(self.sublayer, seen)
 
 

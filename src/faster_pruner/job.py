@@ -160,7 +160,7 @@ def _run(
 
 def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, pruned: Pruned) -> PruneReport:
     """What is known before anything is measured."""
-    opened, length = prepared.opened, calibrated.length
+    opened, length = prepared.opened, calibrated.data.length
     dense = _size(opened.model, opened, length)
     small = _size(pruned.model, opened, length)
     return PruneReport(
@@ -194,7 +194,7 @@ def _save(
     with checkpoint.replacing(folder, overwrite=overwrite) as staging:
         with clock.stage("save and verify"):
             checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
-            verified = checkpoint.verify(staging, model, calibrated.batches[-_BATCHES_TO_VERIFY:])
+            verified = checkpoint.verify(staging, model, calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         pruned = replace(report.pruned, bytes=checkpoint.weight_bytes(staging))
         report = replace(report, verified=verified, pruned=pruned, seconds=clock.seconds)
         (staging / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")

@@ -72,9 +72,15 @@ class Method:
             never stops.
         skip_first_attention: leave the first layer's attention out of the recovery, as the reference does.
         only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in
-            the last FFN only.
+            the last FFN only. Always so when the teacher is the dense model: its targets are kept for these alone.
         damping: share of the mean diagonal added to the input second moment in second-order selection.
         elimination_block: neurons removed per elimination step.
+        align: before each sublayer is fitted, re-aim its producers: a linear map from the inputs that they get now to
+            those that they got in the dense model is folded into their weights. Goes with recovery of weights.
+        align_ridge: relative ridge of that map towards the identity.
+        rounds: prune in this many steps of equal ratio when the budget is below `rounds_below`, with new statistics
+            of the half-pruned, recovered model before each step.
+        rounds_below: see `rounds`.
     """
 
     name: str
@@ -90,12 +96,27 @@ class Method:
     only_read_tokens: bool = True
     damping: float = 1e-2
     elimination_block: int = 16
+    align: bool = False
+    align_ridge: float = 1e-2
+    rounds: int = 1
+    rounds_below: float = 0.25
 
     def __post_init__(self) -> None:
         _one_of("selection", self.selection, SELECTIONS)
         _one_of("recovery", self.recovery, RECOVERIES)
         _at_least("fisher_batch", self.fisher_batch, 1)
         _at_least("elimination_block", self.elimination_block, 1)
+        _at_least("rounds", self.rounds, 1)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether producers are re-aimed: only towards the dense model, and only when weights are recovered."""
+        return self.align and self.recovery == "weights" and self.teacher == "dense"
+
+    def schedule(self, share: float) -> list[float]:
+        """Budgets of the rounds, the last one `share`."""
+        rounds = self.rounds if share < self.rounds_below else 1
+        return [share ** (step / rounds) for step in range(1, rounds)] + [share]
 
 
 _KWON = Method(
@@ -119,6 +140,8 @@ PRESETS: dict[str, Method] = {
         labels=False,
         recovery="weights",
         solver=SolverOptions(name="cholesky", ridge=1e-2),
+        align=True,
+        rounds=2,
     ),
     "kwon2022": _KWON,
     # The paper gives neither its tolerance, its damping nor its iteration limit: these are our choice

@@ -33,6 +33,26 @@ from faster_pruner.selection.search import Candidates, Selection, search_masks
 
 
 @dataclass(frozen=True)
+class CalibrationSet:
+    """The calibration rows, packed.
+
+    Attributes:
+        batches: length-sorted batches.
+        length: mean real tokens per row, which MACs are counted for.
+        seed: of everything random that is computed on them.
+    """
+
+    batches: list[Batch]
+    length: float
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(batch.rows.numel() for batch in self.batches)
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """A dense model with the statistics of its calibration set: everything that a cut needs.
 
@@ -40,17 +60,15 @@ class Calibrated:
         model: the dense model; never changed.
         family: its row of the family table.
         sublayers: its sublayers that have units, in the order in which it runs them.
-        batches: the calibration set.
+        data: the calibration set.
         statistics: of the one pass.
-        length: mean real tokens per row, which MACs are counted for.
     """
 
     model: PreTrainedModel
     family: FamilySpec
     sublayers: list[Sublayer]
-    batches: list[Batch]
+    data: CalibrationSet
     statistics: Statistics
-    length: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,7 @@ def needs_of(method: Method) -> Needs:
         mask_gradients=method.selection == "fisher",
         moments=method.selection == "second-order",
         targets=method.recovery != "none" and method.teacher == "dense",
+        producer_inputs=method.aligns,
     )
 
 
@@ -90,49 +109,70 @@ def calibrate_model(
         clock: told about the stage.
     """
     clock = clock or StageClock(Silent())
-    sublayers = [s for s in resolve(model, family) if s.units > 0]
     device = next(model.parameters()).device
     batches = pack(rows, tokens_per_batch=calibration.tokens_per_batch, device=device)
+    data = CalibrationSet(batches, rows.mean_length, calibration.seed)
+    return _take_statistics(model, family, data, method, needs=needs_of(method), clock=clock)
+
+
+def _take_statistics(
+    model: PreTrainedModel, family: FamilySpec, data: CalibrationSet, method: Method, *, needs: Needs, clock: StageClock
+) -> Calibrated:
+    """The one pass over the calibration set."""
+    sublayers = [s for s in resolve(model, family) if s.units > 0]
     problem = problem_of(model.config)
-    cotangent = labelled(problem) if method.labels else true_fisher(problem, rows=len(rows), seed=calibration.seed)
-    with clock.stage("statistics", total=len(batches)):
-        statistics = calibrate(model, sublayers, batches, cotangent, needs=needs_of(method), progress=clock.progress)
-    return Calibrated(model, family, sublayers, batches, statistics, rows.mean_length)
+    cotangent = labelled(problem) if method.labels else true_fisher(problem, rows=data.rows, seed=data.seed)
+    with clock.stage("statistics", total=len(data.batches)):
+        statistics = calibrate(model, sublayers, data.batches, cotangent, needs=needs, progress=clock.progress)
+    return Calibrated(model, family, sublayers, data, statistics)
 
 
 def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageClock | None = None) -> Pruned:
-    """Prune to a budget: select, slice, recover.
+    """Prune to a budget: select, slice, recover; at strong budgets in several rounds (`Method.schedule`).
 
     Raises:
         BudgetError: the budget is below what the method can build.
     """
     clock = clock or StageClock(Silent())
-    with clock.stage("selection"):
-        selection = select(calibrated, method, budget.macs)
-        teacher = _teacher(calibrated, method, budget.macs)
-    model = copy.deepcopy(calibrated.model)
-    kept = [s for s in surgery.prune_units(model, calibrated.family, selection) if s.name in selection]
-    with clock.stage("recovery", total=len(kept)):
-        recovered = recover(
-            model,
-            kept,
-            calibrated.batches,
-            calibrated.statistics,
-            method=method,
-            teacher=teacher,
-            progress=clock.progress,
-        )
-    checkpoint.mark_as_pruned(model, calibrated.family)
-    units = {s.name: s.units for s in calibrated.sublayers}
-    return Pruned(model, [replace(result, units_before=units[result.name]) for result in recovered.sublayers])
+    dense = calibrated
+    total = encoder_macs(dense.sublayers, dense.data.length)
+    units = {s.name: s.units for s in dense.sublayers}
+    teacher = _teacher(dense, method, budget.macs)
+    model = copy.deepcopy(dense.model)
+    present = replace(dense, model=model)
+    results: list[SublayerResult] = []
+    for place, share in enumerate(method.schedule(budget.macs)):
+        if place > 0:
+            present = _retake(dense, model, method, clock)
+        with clock.stage("selection"):
+            selection = select(present, method, share * total)
+        kept = [s for s in surgery.prune_units(model, dense.family, selection) if s.name in units]
+        with clock.stage("recovery", total=len(kept)):
+            recovered = recover(
+                model,
+                kept,
+                dense.data.batches,
+                dense.statistics,
+                method=method,
+                teacher=teacher,
+                progress=clock.progress,
+            )
+        results = recovered.sublayers
+    checkpoint.mark_as_pruned(model, dense.family)
+    return Pruned(model, [replace(result, units_before=units[result.name]) for result in results])
 
 
-def select(calibrated: Calibrated, method: Method, share: float) -> Selection:
-    """The units to keep in each sublayer so that at most `share` of the encoder's MACs remain. Raises BudgetError."""
-    sublayers, length = calibrated.sublayers, calibrated.length
-    budget = share * encoder_macs(sublayers, length)
+def _retake(dense: Calibrated, model: PreTrainedModel, method: Method, clock: StageClock) -> Calibrated:
+    """Statistics of the half-pruned model: what selection needs; the recovery still aims at the dense model."""
+    needs = replace(needs_of(method), targets=False, producer_inputs=False)
+    return _take_statistics(model, dense.family, dense.data, method, needs=needs, clock=clock)
+
+
+def select(calibrated: Calibrated, method: Method, budget: float) -> Selection:
+    """The units to keep in each sublayer so that at most `budget` MACs per row remain. Raises BudgetError."""
+    sublayers, length = calibrated.sublayers, calibrated.data.length
     if method.selection == "second-order":
-        return allocate({s.name: _item(calibrated, s, method) for s in sublayers}, budget)
+        return allocate({s.name: loss_item(calibrated, s, method) for s in sublayers}, budget)
     groups = {s.name: grouped(_gradients(calibrated.statistics, s), method.fisher_batch) for s in sublayers}
     candidates = {
         s.name: Candidates(kind=s.kind, importance=diagonal(groups[s.name]), unit_cost=unit_macs(s, length))
@@ -151,7 +191,7 @@ def _gradients(statistics: Statistics, sublayer: Sublayer) -> torch.Tensor:
     return found
 
 
-def _item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
+def loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
     """The loss curve of one sublayer."""
     own = calibrated.statistics[sublayer.name]
     assert own.inputs is not None
@@ -165,14 +205,15 @@ def _item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
         group=sublayer.unit_size,
         block=method.elimination_block if sublayer.unit_size == 1 else 1,
     )
-    return Item(curve=curve, unit_cost=unit_macs(sublayer, calibrated.length))
+    return Item(curve=curve, unit_cost=unit_macs(sublayer, calibrated.data.length))
 
 
 def _teacher(calibrated: Calibrated, method: Method, share: float) -> nn.Module | None:
     """Kwon et al.'s teacher, pruned to the square root of the budget, not rearranged; None for the dense model."""
     if method.recovery == "none" or method.teacher == "dense":
         return None
-    selection = select(calibrated, replace(method, rearrange=False), math.sqrt(share))
+    budget = math.sqrt(share) * encoder_macs(calibrated.sublayers, calibrated.data.length)
+    selection = select(calibrated, replace(method, rearrange=False), budget)
     teacher = copy.deepcopy(calibrated.model)
     surgery.prune_units(teacher, calibrated.family, selection)
     return teacher

@@ -1,9 +1,12 @@
 """Recovery: layer by layer, from the first sublayer to the last, the pruned model is fitted to the dense one.
 
-The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that
-the pruned
-model really produces, its own residual stream and the target give a least-squares problem for this one projection; its
-solution is written into the model, and the forward goes on. Every module of the pruned model runs once per batch.
+The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that the
+pruned model really produces, its own residual stream and the target give a least-squares problem for this one
+projection; its solution is written into the model, and the forward goes on. Every module of the pruned model runs once
+per batch.
+
+Before that, if the method asks for it, the producers of the sublayer are re-aimed at the inputs that they had in the
+dense model (`linalg.alignment`).
 
 * `scale`: one scale per unit, folded into the projection's columns (Kwon et al. 2022, section 4.3).
 * `weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - residual,
@@ -23,10 +26,16 @@ from torch.nn import functional
 
 from faster_pruner import surgery
 from faster_pruner.batches import Batch
-from faster_pruner.calibrate import Statistics
+from faster_pruner.calibrate import Statistics, SublayerStatistics, producer_tokens
 from faster_pruner.capture import Lockstep, lockstep
 from faster_pruner.families import Sublayer
-from faster_pruner.linalg import RegressionMoments, make_solver, mask_normal_equations, solve_or_fall_back
+from faster_pruner.linalg import (
+    RegressionMoments,
+    fit_alignment,
+    make_solver,
+    mask_normal_equations,
+    solve_or_fall_back,
+)
 from faster_pruner.options import Method
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import SublayerResult
@@ -105,12 +114,16 @@ def recover(
     listener = progress or Silent()
     results: list[SublayerResult] = []
     with ExitStack() as stack:
-        run = stack.enter_context(lockstep(model, sublayers, batches))
+        run = stack.enter_context(lockstep(model, sublayers, batches, producers=method.aligns))
         targets: Targets = StoredTargets(statistics)
         if teacher is not None:
             targets = TeacherTargets(teacher, stack.enter_context(lockstep(teacher, sublayers, batches)))
         stopped = False
         for place, sublayer in enumerate(sublayers):
+            drift: dict[str, float] = {}
+            if method.aligns and sublayer.units:
+                own = statistics[sublayer.name]
+                drift = _align(run, model, sublayer, own, batches, ridge=method.align_ridge)
             tokens = _tokens(statistics, sublayer, batches, method, last=place == len(sublayers) - 1)
             moments = _gather(run, targets, sublayer, tokens)
             skip = method.skip_first_attention and sublayer.layer == 0 and sublayer.kind == "attention"
@@ -121,7 +134,8 @@ def recover(
                 results.append(_tune(sublayer.output_of(model), sublayer, moments, method))
                 stopped = results[-1].status == "stopped"
             else:
-                results.append(_reconstruct(sublayer.output_of(model), sublayer, moments, method))
+                result = _reconstruct(sublayer.output_of(model), sublayer, moments, method)
+                results.append(replace(result, **drift))
             listener.step()
         outputs = run.finish()
     return Recovered(results, outputs)
@@ -131,9 +145,40 @@ def _tokens(
     statistics: Statistics, sublayer: Sublayer, batches: Sequence[Batch], method: Method, *, last: bool
 ) -> list[Tensor]:
     """Per batch [B, S] bool: the tokens that a sublayer is fitted on."""
-    if method.only_read_tokens or last:
+    if method.only_read_tokens or method.teacher == "dense" or last:
         return statistics[sublayer.name].read
     return [batch.mask for batch in batches]
+
+
+def _align(
+    run: Lockstep,
+    model: nn.Module,
+    sublayer: Sublayer,
+    own: SublayerStatistics,
+    batches: Sequence[Batch],
+    *,
+    ridge: float,
+) -> dict[str, float]:
+    """Re-aim the producers of one sublayer at their dense inputs; returns the drift before and after."""
+    moments: RegressionMoments | None = None
+    for index, x in run.entries(sublayer):
+        if moments is None:
+            moments = RegressionMoments(sublayer.width, sublayer.width, x.device)
+        chosen = producer_tokens(sublayer, own.read[index], batches[index].mask)
+        moments.add(x[chosen], own.producer_inputs[index])
+    assert moments is not None
+    producers = [model.get_submodule(path) for path in sublayer.producer_paths]
+    linears = [producer for producer in producers if isinstance(producer, nn.Linear)]
+    biased = all(surgery.bias_of(linear) is not None for linear in linears)
+    fitted = fit_alignment(moments, ridge=ridge, offset=biased)
+    identity = torch.eye(sublayer.width, device=moments.cross.device)
+    before = moments.error(identity, None)
+    after = moments.error(fitted.matrix.T, fitted.offset)
+    if not fitted.solution.converged or not after <= before:
+        return {"drift_before": before, "drift_after": before}
+    for linear in linears:
+        surgery.set_linear(linear, *fitted.fold(linear.weight, surgery.bias_of(linear)))
+    return {"drift_before": before, "drift_after": after}
 
 
 def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> RegressionMoments:

@@ -17,6 +17,8 @@ class SublayerResult:
         residual_before: relative root-mean-square error against the target after slicing, before recovery; None
             without recovery.
         residual_after: the same after recovery.
+        drift_before: relative error of the producers' inputs against the dense model's; None without alignment.
+        drift_after: the same, of what the aligned producers make of them.
         solver: name of the solver that gave the result.
         status: status of its solve; `skipped`, `stopped` or `not reached` where recovery did not touch the sublayer.
         iterations: iterations of the solve.
@@ -28,6 +30,8 @@ class SublayerResult:
     units: int
     residual_before: float | None = None
     residual_after: float | None = None
+    drift_before: float | None = None
+    drift_after: float | None = None
     solver: str = ""
     status: str = ""
     iterations: int = 0

@@ -1,5 +1,6 @@
 """Tensors only: Gram matrices and the solvers of the recovery stage. Knows no model."""
 
+from faster_pruner.linalg.alignment import Alignment, fit_alignment
 from faster_pruner.linalg.cg import ConjugateGradient
 from faster_pruner.linalg.direct import Cholesky
 from faster_pruner.linalg.gram import RegressionMoments, SecondMoment
@@ -9,6 +10,7 @@ from faster_pruner.linalg.solve import Solution, Solver, Status
 from faster_pruner.linalg.tuning import mask_normal_equations
 
 __all__ = [
+    "Alignment",
     "Cholesky",
     "ConjugateGradient",
     "Lsmr",
@@ -17,6 +19,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "fit_alignment",
     "make_solver",
     "mask_normal_equations",
     "solve_or_fall_back",

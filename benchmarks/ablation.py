@@ -1,0 +1,153 @@
+"""The ablation grid (selection x recovery x labels x budget x seeds), and each further idea alone against the default.
+
+python benchmarks/ablation.py --task sst2 --part grid      the switches of the command line
+python benchmarks/ablation.py --task sst2 --part ideas     what we tried beyond them, one at a time
+python benchmarks/ablation.py --task sst2 --part grid --show      table and plot from the saved JSON, nothing computed
+
+Tables go to standard output, JSON to benchmarks/results/, the plot to docs/ablation-<task>.png. Rows called `held-out`
+are training rows outside the calibration set: ideas are judged on them, validation rows are only reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROWS, calibration_rows, open_model, rows_of, write_result
+from faster_pruner.evaluate import evaluate_rows
+from faster_pruner.options import PRESETS, RECOVERIES, SELECTIONS, Budget, CalibrationOptions, Method, customise
+from faster_pruner.pipeline import calibrate_model, cut
+from faster_pruner.tasks import GLUE
+from ideas import IDEAS
+
+DOCS = Path(__file__).parents[1] / "docs"
+HELD_OUT = {"sst2": 1024, "mrpc": 1024}
+
+
+def grid() -> dict[str, Method]:
+    """Every combination of the command line's switches, from the default preset."""
+    found: dict[str, Method] = {}
+    for selection in SELECTIONS:
+        for labels in (True, False):
+            for recovery in RECOVERIES:
+                name = f"{selection}, {'labels' if labels else 'no labels'}, {recovery}"
+                found[name] = customise(PRESETS["default"], selection=selection, recovery=recovery, labels=labels)
+    return found
+
+
+def run(task: str, part: str, budgets: list[float], seeds: list[int]) -> list[dict[str, Any]]:
+    """One record per variant, budget and seed."""
+    opened = open_model(task)
+    validation = rows_of(opened, task, ("validation",))
+    records: list[dict[str, Any]] = []
+    variants = {name: (method, None) for name, method in grid().items()} if part == "grid" else IDEAS
+    for seed in seeds:
+        rows = calibration_rows(opened, task, ROWS[task], seed)
+        held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
+        taken: dict[Any, Any] = {}
+        for name, (method, idea) in variants.items():
+            key = (method.selection, method.labels, method.aligns, method.recovery != "none", method.teacher)
+            if key not in taken:
+                taken.clear()
+                options = CalibrationOptions(seed=seed)
+                taken[key] = calibrate_model(opened.model, opened.family, rows, method, options)
+            for share in budgets:
+                budget = Budget(macs=share)
+                model = cut(taken[key], budget, method).model if idea is None else idea(taken[key], budget, method)
+                dev = evaluate_rows(model, validation, GLUE[task], split="validation").metrics
+                held = evaluate_rows(model, held_out, GLUE[task], split="held-out").metrics
+                records.append({"variant": name, "macs": share, "seed": seed, "validation": dev, "held_out": held})
+                print(seed, name, share, round(dev["accuracy"], 2), round(held["loss"], 4), flush=True)
+    return records
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, str]]:
+    """Mean and spread per variant and budget, as text."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[record["variant"], record["macs"]].append(record)
+    table: dict[tuple[str, float], dict[str, str]] = {}
+    for key, runs in groups.items():
+        cells = {}
+        for split, metric, digits in (
+            ("validation", "accuracy", 2),
+            ("validation", "loss", 3),
+            ("held_out", "accuracy", 2),
+            ("held_out", "loss", 3),
+        ):
+            values = [r[split][metric] for r in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells[f"{split} {metric}"] = f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+        table[key] = cells
+    return table
+
+
+def print_table(records: list[dict[str, Any]]) -> None:
+    """Markdown: a row per variant, validation accuracy and held-out loss at every budget."""
+    table = summarise(records)
+    budgets = sorted({macs for _, macs in table}, reverse=True)
+    print("| variant | " + " | ".join(f"accuracy at {b:g} | held-out loss" for b in budgets) + " |")
+    print("|---" * (1 + 2 * len(budgets)) + "|")
+    for variant in dict.fromkeys(name for name, _ in table):
+        cells = [table[variant, b] for b in budgets]
+        row = " | ".join(f"{c['validation accuracy']} | {c['held_out loss']}" for c in cells)
+        print(f"| {variant} | {row} |")
+
+
+def plot(records: list[dict[str, Any]], file: Path, title: str) -> None:
+    """Validation accuracy against the budget, mean and range over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    styles = {"none": ":", "scale": "--", "weights": "-"}
+    colours = {"fisher, labels": "C0", "fisher, no labels": "C1", "second-order, labels": "C2"}
+    for variant in dict.fromkeys(r["variant"] for r in records):
+        chosen, recovery = variant.rsplit(", ", 1)
+        points = defaultdict(list)
+        for record in records:
+            if record["variant"] == variant:
+                points[record["macs"]].append(record["validation"]["accuracy"])
+        budgets = sorted(points)
+        means = [statistics.mean(points[b]) for b in budgets]
+        colour = colours.get(chosen, "C3")
+        axes.plot(budgets, means, styles[recovery], color=colour, marker="o", markersize=3, label=variant)
+        low, high = [min(points[b]) for b in budgets], [max(points[b]) for b in budgets]
+        axes.fill_between(budgets, low, high, color=colour, alpha=0.08)
+    axes.set(xlabel="share of the encoder's MACs kept", ylabel="validation accuracy, %", title=title)
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, title="selection, gradients, recovery", title_fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """Run or show one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="sst2", choices=list(ROWS))
+    parser.add_argument("--part", default="grid", choices=["grid", "ideas"])
+    parser.add_argument("--budgets", default="0.5,0.3,0.1")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    name = f"ablation-{arguments.part}-{arguments.task}"
+    if arguments.show:
+        records = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    else:
+        budgets, seeds = [float(b) for b in arguments.budgets.split(",")], [int(s) for s in arguments.seeds.split(",")]
+        records = run(arguments.task, arguments.part, budgets, seeds)
+        write_result(name, records)
+    print_table(records)
+    if arguments.part == "grid":
+        plot(records, DOCS / f"ablation-{arguments.task}.png", f"{arguments.task}, MiniLM-L6, three calibration seeds")
+
+
+if __name__ == "__main__":
+    main()
