@@ -39,12 +39,14 @@ def grid() -> dict[str, Method]:
     return found
 
 
-def run(task: str, part: str, budgets: list[float], seeds: list[int]) -> list[dict[str, Any]]:
+def run(task: str, part: str, budgets: list[float], seeds: list[int], only: list[str]) -> list[dict[str, Any]]:
     """One record per variant, budget and seed."""
     opened = open_model(task)
     validation = rows_of(opened, task, ("validation",))
     records: list[dict[str, Any]] = []
     variants = {name: (method, None) for name, method in grid().items()} if part == "grid" else IDEAS
+    if only:
+        variants = {name: variant for name, variant in variants.items() if any(part in name for part in only)}
     for seed in seeds:
         rows = calibration_rows(opened, task, ROWS[task], seed)
         held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--part", default="grid", choices=["grid", "ideas"])
     parser.add_argument("--budgets", default="0.5,0.3,0.1")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", help="comma-separated parts of variant names; nothing is saved")
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     name = f"ablation-{arguments.part}-{arguments.task}"
@@ -142,7 +145,11 @@ def main() -> None:
         records = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     else:
         budgets, seeds = [float(b) for b in arguments.budgets.split(",")], [int(s) for s in arguments.seeds.split(",")]
-        records = run(arguments.task, arguments.part, budgets, seeds)
+        only = [part for part in arguments.only.split(",") if part]
+        records = run(arguments.task, arguments.part, budgets, seeds, only)
+        if only:
+            print_table(records)
+            return
         write_result(name, records)
     print_table(records)
     if arguments.part == "grid":

@@ -1,7 +1,7 @@
 """Recovery: layer by layer, from the first sublayer to the last, the pruned model is fitted to the dense one.
 
-The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that the
-pruned model really produces, its own residual stream and the target give a least-squares problem for this one
+The pruned model's forward is suspended at each output projection in turn (`capture.lockstep`). There the inputs X that
+the pruned model really produces, its own residual stream and the target give a least-squares problem for this one
 projection; its solution is written into the model, and the forward goes on. Every module of the pruned model runs once
 per batch.
 
