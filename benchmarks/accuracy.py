@@ -1,5 +1,7 @@
 """Dev accuracy of the presets against the budget: mean and spread over calibration seeds.
 
+Rows of other methods and budgets that an earlier run has left in the JSON stay.
+
 python benchmarks/accuracy.py --task sst2 --methods search,rearrange,kwon2022,li2024,default --budgets 0.6,0.5,0.4,0.3
 """
 
@@ -10,7 +12,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 
-from common import ROWS, calibration_rows, open_model, rows_of, write_result
+from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result
 from faster_pruner import surgery
 from faster_pruner.evaluate import evaluate_rows
 from faster_pruner.options import PRESETS, Budget, CalibrationOptions, Method
@@ -58,10 +60,11 @@ def main() -> None:
     table = [_row(name, budget, runs) for (name, budget), runs in found.items()]
     for row in table:
         print(row["method"], row["macs"], row["mean"], "+-", row["spread"])
-    write_result(
-        arguments.name or f"accuracy-{arguments.task}",
-        {"task": arguments.task, "dense": dense, "table": table, "units": units},
-    )
+    name = arguments.name or f"accuracy-{arguments.task}"
+    before = read_result(name) or {"table": [], "units": {}}
+    kept = [row for row in before["table"] if (row["method"], row["macs"]) not in found]
+    merged = sorted([*kept, *table], key=lambda row: (list(METHODS).index(row["method"]), -row["macs"]))
+    write_result(name, {"task": arguments.task, "dense": dense, "table": merged, "units": {**before["units"], **units}})
 
 
 def _row(name: str, budget: float, runs: list[dict[str, float]]) -> dict[str, object]:

@@ -46,6 +46,12 @@ def write_result(name: str, rows: Any) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
+def read_result(name: str) -> Any:
+    """The rows of an earlier run, None when there is none."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text())["rows"] if file.is_file() else None
+
+
 def environment() -> dict[str, str]:
     """Versions and hardware."""
     return {

@@ -62,7 +62,7 @@ def train(model: BertForSequenceClassification, rows: EncodedRows) -> None:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        print(f"epoch {epoch}: last loss {float(loss):.3f}", flush=True)
+        print(f"epoch {epoch}: last loss {loss.item():.3f}", flush=True)
     model.eval()
 
 

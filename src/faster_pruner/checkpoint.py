@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,9 +37,6 @@ from faster_pruner.families import FamilySpec, family_of, resolve
 METADATA_KEY = "faster_pruner"
 FORMAT = 1
 _CONFIG = "config.json"
-# Free space asked for before work starts, as a multiple of the dense checkpoint: the pruned one, and the one it
-# replaces.
-_SPACE_FACTOR = 1.2
 
 _AUTO_CLASSES = (
     transformers.AutoModelForSequenceClassification,
@@ -295,89 +289,6 @@ def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict
 def mark_as_pruned(model: PreTrainedModel, family: FamilySpec) -> None:
     """Put the sizes into the model's config, so that every later `save_pretrained` keeps them."""
     setattr(model.config, METADATA_KEY, {"format": FORMAT, "per_layer_config": describe_sizes(model, family)})
-
-
-def check_output(folder: Path, *, overwrite: bool, bytes_needed: int) -> None:
-    """Before any work: the folder may be written.
-
-    Raises:
-        OutputError: it is in the way, its parent cannot be written, or the disk is too full.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output {str(folder)!r} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise OutputError(f"output folder {str(folder)!r} is not empty; choose another or add --overwrite")
-        if not (folder / _CONFIG).is_file():
-            raise OutputError(f"output folder {str(folder)!r} holds no checkpoint ({_CONFIG}); it is not overwritten")
-    parent = _existing_parent(folder)
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write into {str(parent)!r}")
-    free = shutil.disk_usage(parent).free
-    if free < _SPACE_FACTOR * bytes_needed:
-        raise OutputError(
-            f"not enough disk space for {str(folder)!r}: {free / 1e6:.0f} MB free, "
-            f"about {_SPACE_FACTOR * bytes_needed / 1e6:.0f} MB needed"
-        )
-
-
-def _existing_parent(folder: Path) -> Path:
-    """The nearest parent that exists."""
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
-
-
-@contextmanager
-def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
-
-    Raises:
-        OutputError: the disk fills up, or the folder has come into the way meanwhile.
-    """
-    folder = folder.absolute()
-    created = _make_parents(folder.parent)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        yield staging
-        mask = _umask()
-        staging.chmod(0o777 & ~mask)
-        for file in staging.iterdir():
-            file.chmod(0o666 & ~mask)
-        if folder.exists():
-            if any(folder.iterdir()) and not overwrite:
-                raise OutputError(f"output folder {str(folder)!r} was filled by someone else meanwhile")
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-            folder.rename(old / folder.name)
-            staging.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staging.rename(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not folder.exists():
-            for parent in created:
-                if parent.exists() and not any(parent.iterdir()):
-                    parent.rmdir()
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Create the missing parents of the output; returns them, innermost first."""
-    missing = [parent]
-    while not missing[-1].exists():
-        missing.append(missing[-1].parent)
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing[:-1]
-
-
-def _umask() -> int:
-    """The process's umask (which can only be read by setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_checkpoint(

@@ -63,6 +63,15 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=max(console.width, _NARROWEST))
 
 
+def _show(result: job.PruneResult, output: Path) -> None:
+    """The summary, and how to open what was saved."""
+    console = _console()
+    print_summary(result.report, console)
+    console.print(
+        f"saved in {output}: open it with faster_pruner.load({str(output)!r})", highlight=False, soft_wrap=True
+    )
+
+
 def _version(show: bool) -> None:
     if show:
         print(version("faster-pruner"))

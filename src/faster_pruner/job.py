@@ -24,6 +24,7 @@ from faster_pruner.errors import DataError, OptionError
 from faster_pruner.evaluate import evaluate_rows
 from faster_pruner.families import FamilySpec, resolve
 from faster_pruner.options import Budget, CalibrationOptions, Method, PruneOptions, preset
+from faster_pruner.output import check_output, replacing
 from faster_pruner.pipeline import Calibrated, Pruned, calibrate_model, cut
 from faster_pruner.progress import Progress, Silent, StageClock
 from faster_pruner.results import Evaluation, PruneReport, SizeResult, SublayerResult
@@ -114,7 +115,7 @@ def prune(
     clock = StageClock(progress or Silent())
     folder = None if output is None else Path(output)
     if folder is not None:
-        checkpoint.check_output(folder, overwrite=overwrite, bytes_needed=0)
+        check_output(folder, overwrite=overwrite, bytes_needed=0)
     with clock.stage("load"):
         opened = checkpoint.open_checkpoint(str(model), device=pick_device(device))
         prepared = _Prepared(
@@ -126,7 +127,7 @@ def prune(
         )
     if folder is not None:
         needed = stored_bytes(opened.model, opened.dtype)
-        checkpoint.check_output(folder, overwrite=overwrite, bytes_needed=needed)
+        check_output(folder, overwrite=overwrite, bytes_needed=needed)
     return _run(prepared, options, clock, folder, overwrite=overwrite)
 
 
@@ -191,7 +192,7 @@ def _save(
     overwrite: bool,
 ) -> PruneReport:
     """Write beside, reopen, verify, then move into place."""
-    with checkpoint.replacing(folder, overwrite=overwrite) as staging:
+    with replacing(folder, overwrite=overwrite) as staging:
         with clock.stage("save and verify"):
             checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
             verified = checkpoint.verify(staging, model, calibrated.data.batches[-_BATCHES_TO_VERIFY:])
