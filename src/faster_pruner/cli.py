@@ -159,13 +159,7 @@ def prune(
         device=device,
         progress=make_progress(),
     )
-    console = _console()
-    print_summary(result.report, console)
-    console.print(
-        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _show(result, output)
 
 
 @app.command()
@@ -204,13 +198,7 @@ def demo(
 ) -> None:
     """Prune a real encoder on a real task, without downloading anything."""
     result = demo_job.run(output, macs=macs, seed=seed, progress=make_progress())
-    console = _console()
-    print_summary(result.report, console)
-    console.print(
-        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _show(result, output)
 
 
 def main() -> None:
