@@ -11,13 +11,12 @@ are training rows outside the calibration set: ideas are judged on them, validat
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROWS, calibration_rows, open_model, rows_of, write_result
+from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result
 from faster_pruner.evaluate import evaluate_rows
 from faster_pruner.options import PRESETS, RECOVERIES, SELECTIONS, Budget, CalibrationOptions, Method, customise
 from faster_pruner.pipeline import calibrate_model, cut
@@ -67,6 +66,12 @@ def run(task: str, part: str, budgets: list[float], seeds: list[int], only: list
     return records
 
 
+def merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of an earlier run that this one did not measure again, and this one's."""
+    again = {(r["variant"], r["macs"], r["seed"]) for r in now}
+    return [r for r in before if (r["variant"], r["macs"], r["seed"]) not in again] + now
+
+
 def summarise(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, str]]:
     """Mean and spread per variant and budget, as text."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
@@ -95,8 +100,8 @@ def print_table(records: list[dict[str, Any]]) -> None:
     print("| variant | " + " | ".join(f"accuracy at {b:g} | held-out loss" for b in budgets) + " |")
     print("|---" * (1 + 2 * len(budgets)) + "|")
     for variant in dict.fromkeys(name for name, _ in table):
-        cells = [table[variant, b] for b in budgets]
-        row = " | ".join(f"{c['validation accuracy']} | {c['held_out loss']}" for c in cells)
+        cells = [table.get((variant, b), {}) for b in budgets]
+        row = " | ".join(f"{c.get('validation accuracy', '')} | {c.get('held_out loss', '')}" for c in cells)
         print(f"| {variant} | {row} |")
 
 
@@ -137,20 +142,17 @@ def main() -> None:
     parser.add_argument("--part", default="grid", choices=["grid", "ideas"])
     parser.add_argument("--budgets", default="0.5,0.3,0.1")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", default="", help="comma-separated parts of variant names; nothing is saved")
+    parser.add_argument("--only", default="", help="comma-separated parts of variant names")
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     name = f"ablation-{arguments.part}-{arguments.task}"
     if arguments.show:
-        records = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+        records = read_result(name)
     else:
         budgets, seeds = [float(b) for b in arguments.budgets.split(",")], [int(s) for s in arguments.seeds.split(",")]
         only = [part for part in arguments.only.split(",") if part]
         records = run(arguments.task, arguments.part, budgets, seeds, only)
-        if only:
-            print_table(records)
-            return
-        write_result(name, records)
+        write_result(name, merged(read_result(name) or [], records))
     print_table(records)
     if arguments.part == "grid":
         plot(records, DOCS / f"ablation-{arguments.task}.png", f"{arguments.task}, MiniLM-L6, three calibration seeds")

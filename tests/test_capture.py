@@ -58,6 +58,21 @@ def test_lockstep_runs_every_module_once_per_batch_and_gives_plain_outputs(model
     assert {calls[m] for m in leaves} == {len(batches)}
 
 
+def test_lockstep_also_stops_at_producers(model: nn.Module) -> None:
+    sublayers, batches = sublayers_of(model), tiny.make_batches(tiny.make_rows())
+    with inference(model):
+        expected = [model(**batch.inputs).logits for batch in batches]
+    with lockstep(model, sublayers, batches, producers=True) as run:
+        for sublayer in sublayers:
+            entered = list(run.entries(sublayer))
+            assert [index for index, _ in entered] == list(range(len(batches)))
+            for arrival, (_, x) in zip(run.arrivals(sublayer), entered, strict=True):
+                # post-LayerNorm families add the branch to the very tensor that the producers read
+                assert torch.equal(arrival.residual, x)
+        outputs = run.finish()
+    assert all(torch.equal(o.logits, e) for o, e in zip(outputs, expected, strict=True))
+
+
 def test_weights_changed_between_sublayers_take_effect(model: nn.Module) -> None:
     sublayers, batches = sublayers_of(model), tiny.make_batches(tiny.make_rows())
     target = sublayers[1]

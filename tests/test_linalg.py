@@ -13,6 +13,7 @@ from faster_pruner.linalg import (
     SecondMoment,
     Solver,
     Status,
+    fit_alignment,
     mask_normal_equations,
     solve_or_fall_back,
 )
@@ -170,3 +171,28 @@ def test_mask_tuning_is_least_squares_on_the_stacked_design(group: int) -> None:
     design = torch.stack([part.flatten() for part in parts], dim=1)
     expected = torch.linalg.lstsq(design, r.flatten()[:, None]).solution[:, 0]
     assert torch.allclose(Cholesky().solve(matrix, right_side).value, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_alignment_is_least_squares_and_folds_into_a_producer(offset: bool) -> None:
+    """W applied to the fitted inputs is the least-squares fit of the producer's dense outputs, and one fold away."""
+    x, dense = torch.randn(300, 5) + 0.5, torch.randn(300, 5) - 1.0
+    moments = RegressionMoments(5, 5, torch.device("cpu"))
+    moments.add(x, dense)
+    fitted = fit_alignment(moments, ridge=0.0, offset=offset)
+    weight, bias = torch.randn(7, 5), torch.randn(7)
+    design = torch.cat([x, torch.ones(300, int(offset))], dim=1).double()
+    wanted = dense.double() @ weight.double().T
+    expected = design @ torch.linalg.lstsq(design, wanted).solution
+    new_weight, new_bias = fitted.fold(weight, bias if offset else None)
+    found = x.double() @ new_weight.T + (new_bias - bias.double() if new_bias is not None else 0.0)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_alignment_of_unchanged_inputs_is_the_identity() -> None:
+    x = torch.randn(100, 6)
+    moments = RegressionMoments(6, 6, torch.device("cpu"))
+    moments.add(x, x)
+    fitted = fit_alignment(moments, ridge=1e-2, offset=True)
+    assert torch.allclose(fitted.matrix, torch.eye(6).double(), atol=1e-5)
+    assert torch.allclose(fitted.offset, torch.zeros(6).double(), atol=1e-5)

@@ -10,6 +10,7 @@ import torch
 import tiny
 from faster_pruner import surgery
 from faster_pruner.capture import lockstep
+from faster_pruner.costs import encoder_macs
 from faster_pruner.errors import BudgetError
 from faster_pruner.evaluate import predict
 from faster_pruner.families import FAMILIES, family_of
@@ -88,8 +89,6 @@ def test_presets_meet_the_budget_and_recovery_helps(preset: str, share: float) -
     alone = cut(dense, Budget(macs=share), replace(method, recovery="none"))
     kept = {s.name: s.units for s in pruned.sublayers}
     assert {s.name: s.units for s in alone.sublayers} == kept
-    from faster_pruner.costs import encoder_macs
-
     total = encoder_macs(dense.sublayers, dense.data.length)
     left = encoder_macs(surgery.prune_units(pruned.model, dense.family, {}), dense.data.length)
     assert 0.8 * share < left / total <= share
@@ -169,6 +168,39 @@ def test_iterative_and_direct_solvers_agree() -> None:
         models.append(predict(cut(calibrated(method), Budget(macs=0.5), method).model, calibrated(method).data.batches))
     assert torch.allclose(models[0], models[1], atol=1e-4)
     assert torch.allclose(models[0], models[2], atol=1e-4)
+
+
+def test_alignment_brings_the_producers_inputs_closer_to_the_dense_ones() -> None:
+    plain = replace(DEFAULT, align=False, rounds=1)
+    aligned = replace(plain, align=True)
+    for family in FAMILIES:
+        dense = calibrated(aligned, family)
+        found = cut(dense, Budget(macs=0.4), aligned)
+        assert all(s.drift_after <= s.drift_before for s in found.sublayers if s.units)
+        assert found.sublayers[-1].drift_before > 0
+        without = cut(dense, Budget(macs=0.4), plain)
+        assert all(s.drift_before is None for s in without.sublayers)
+        assert distance(dense, found.model) < 1.05 * distance(dense, without.model)
+
+
+def test_strong_budgets_are_reached_in_rounds() -> None:
+    assert DEFAULT.schedule(0.5) == [0.5]
+    assert DEFAULT.schedule(0.16) == pytest.approx([0.4, 0.16])
+    three = replace(DEFAULT, rounds=3, rounds_below=1.0)
+    assert three.schedule(0.125) == pytest.approx([0.5, 0.25, 0.125])
+    for method in (three, replace(three, selection="fisher")):
+        dense = calibrated(method)
+        pruned = cut(dense, Budget(macs=0.125), method)
+        left = encoder_macs(surgery.prune_units(pruned.model, dense.family, {}), dense.data.length)
+        assert left <= 0.125 * encoder_macs(dense.sublayers, dense.data.length)
+        assert [s.units_before for s in pruned.sublayers] == [3, 40, 3, 40]
+        assert [s.name for s in pruned.sublayers] == [s.name for s in dense.sublayers]
+
+
+def test_alignment_goes_with_weights_and_the_dense_model_only() -> None:
+    assert DEFAULT.aligns
+    assert not replace(DEFAULT, recovery="scale").aligns
+    assert not replace(PRESETS["kwon2022"], align=True).aligns
 
 
 def test_a_cut_is_reproducible_and_leaves_the_dense_model_alone() -> None:

@@ -37,7 +37,7 @@ def print_summary(report: PruneReport, console: Console) -> None:
         table.add_row(row.what, row.before, row.after, row.change)
     console.print(table)
     console.print(_sublayer_table(report))
-    stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    stages = ", ".join(f"{stage} {seconds:.1f}\N{NO-BREAK SPACE}s" for stage, seconds in report.seconds.items())
     console.print(f"[dim]time: {stages}[/dim]")
     if report.verified:
         console.print(f"[green]verified[/green]: {report.verified}")
