@@ -82,6 +82,13 @@ def test_bad_data_files_are_one_clear_error(tmp_path: Path) -> None:
         load_split(Source(folder=tmp_path), ("train",))
 
 
+@pytest.mark.parametrize(("name", "text"), [("train.jsonl", ""), ("train.csv", "text,label\n"), ("train.csv", "")])
+def test_an_empty_file_is_one_clear_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="is empty|cannot be read"):
+        load_split(Source(folder=tmp_path), ("train",))
+
+
 def test_without_a_folder_and_without_a_network_the_hub_error_says_what_to_do() -> None:
     with pytest.raises(DataError, match="--data"):
         load_split(Source(hub="nyu-mll/glue", hub_config="sst2"), ("train",))
