@@ -86,7 +86,7 @@ def main() -> None:
                         macs=arguments.macs,
                         data=SHARED / "data" / "glue",
                         method=preset,
-                        calibration=CalibrationOptions(rows=ROWS.get(task, 1024), seed=int(seed)),
+                        calibration=CalibrationOptions(rows=ROWS.get(task, 512), seed=int(seed)),
                     ).report
                     for seed in arguments.seeds.split(",")
                 ]

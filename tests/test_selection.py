@@ -91,13 +91,14 @@ def test_elimination_order_against_recomputation_from_scratch(units: int, group:
         assert float(curve.loss[step + 1]) == pytest.approx(losses[removed[-1]], rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize(("units", "group", "block"), [(12, 1, 4), (13, 1, 4), (11, 1, 16), (7, 2, 3)])
+@pytest.mark.parametrize(("units", "group", "block"), [(12, 1, 4), (200, 1, 3), (131, 1, 16), (70, 2, 3)])
 def test_every_point_of_a_curve_is_a_direct_least_squares_loss(units: int, group: int, block: int) -> None:
     gram, weighted = _problem(units, group, seed=3)
     curve = eliminate(gram, weighted, group=group, block=block)
     assert sorted(curve.order.tolist()) == list(range(units))
     assert curve.removed[-1] == units
-    for removed, loss in zip(curve.removed.tolist(), curve.loss.tolist(), strict=True):
+    assert int(curve.removed.diff().max()) == min(block, max(1, units // 64))
+    for removed, loss in list(zip(curve.removed.tolist(), curve.loss.tolist(), strict=True))[:: max(1, units // 12)]:
         direct = oracles.removal_loss(gram, weighted, curve.order[:removed].tolist(), group)
         assert loss == pytest.approx(direct, rel=1e-6, abs=1e-9)
 

@@ -74,7 +74,7 @@ class Method:
         only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in
             the last FFN only. Always so when the teacher is the dense model: its targets are kept for these alone.
         damping: share of the mean diagonal added to the input second moment in second-order selection.
-        elimination_block: neurons removed per elimination step.
+        elimination_block: most neurons removed per elimination step.
         align: before each sublayer is fitted, re-aim its producers: a linear map from the inputs that they get now to
             those that they got in the dense model is folded into their weights. Goes with recovery of weights.
         align_ridge: relative ridge of that map towards the identity.

@@ -23,6 +23,8 @@ from torch import Tensor
 
 # Columns of removed units are dropped from the working matrices once they make up this share of them.
 _COMPACT_AT = 0.2
+# A step removes at most this fraction, as 1 / n, of the units that are left.
+_STEPS_PER_REMAINDER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1)
         gram: [n, n] A, positive definite (see `damped`).
         weighted: [n, d] V.
         group: columns per unit.
-        block: units removed per step: the `block` units that are cheapest one by one, removed together.
+        block: most units removed per step: those that are cheapest one by one, removed together. Steps get finer as
+            fewer units are left (1/64 of them), because strong budgets are decided among the last ones.
 
     Returns:
         The curve; its losses are those of the joint removal of each prefix.
@@ -74,7 +77,7 @@ def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1)
     removed = [0]
     units = n // group
     while removed[-1] < units:
-        take = min(block, units - removed[-1])
+        take = max(1, min(block, (units - removed[-1]) // _STEPS_PER_REMAINDER))
         chosen, cost = state.remove_cheapest(take)
         order.append(chosen)
         loss.append(loss[-1] + cost)
