@@ -1,8 +1,7 @@
 """Gradients of the loss with respect to the logits: where every backward pass of the calibration starts.
 
 A cotangent is a function of the logits [B, C] and a batch, [B, C] -> [B, C]: row i is dL_i/dlogits_i of example i's
-own loss, so a
-backward from it gives every example's gradient at once, undisturbed by the others.
+own loss, so a backward from it gives every example's gradient at once, undisturbed by the others.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ def labelled(problem: Problem) -> Cotangent:
 def true_fisher(problem: Problem, *, rows: int, seed: int) -> Cotangent:
     """A random direction whose covariance is the Fisher information of the model's own prediction; needs no labels.
 
-    For a softmax it is ``sum_j e_j sqrt(l_j) q_j`` with random signs e and the eigenpairs (l, q) of ``diag(p) - p
-    p'``: for two classes
-    there is one eigenpair, so this is exactly the gradient of the logit gap times ``sqrt(p (1 - p))``. C classes cost
+    For a softmax it is ``sum_j e_j sqrt(l_j) q_j`` with random signs e and the eigenpairs (l, q) of ``diag(p) - p p'``:
+    for two classes there is one eigenpair, so this is exactly the gradient of the logit gap times ``sqrt(p (1 -
+    p))``. C classes cost
     one pass.
 
     Args:

@@ -236,10 +236,7 @@ def _reconstruct(output: nn.Linear, sublayer: Sublayer, moments: RegressionMomen
     own_bias = surgery.bias_of(output)
     before = moments.error(output.weight, own_bias)
     prior = output.weight.T.double()
-    if own_bias is None:
-        matrix, right_side = moments.inputs.gram.double(), moments.cross.double()
-    else:
-        matrix, right_side = moments.inputs.centred(), moments.centred_cross()
+    matrix, right_side = moments.normal_equations(intercept=own_bias is not None)
     solution, note = solve_or_fall_back(method.solver, matrix, right_side, prior)
     weight = solution.value.T
     bias = None if own_bias is None else moments.intercept(weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -118,11 +118,6 @@ def scale_units(linear: nn.Linear, scales: Tensor, unit_size: int) -> None:
     weights.
     """
     linear.weight.mul_(scales.to(linear.weight).repeat_interleave(unit_size))
-
-
-def unit_counts(sublayers: Sequence[Sublayer]) -> dict[str, int]:
-    """Present unit count of each sublayer."""
-    return {sublayer.name: sublayer.units for sublayer in sublayers}
 
 
 @torch.no_grad()

@@ -46,8 +46,7 @@ def fit_alignment(moments: RegressionMoments, *, ridge: float, offset: bool) -> 
         ridge: relative ridge towards the identity.
         offset: fit c too (the producers have biases to take it).
     """
-    matrix = moments.inputs.centred() if offset else moments.inputs.gram.to(moments.target_total.dtype)
-    right_side = moments.centred_cross() if offset else moments.cross.to(moments.target_total.dtype)
+    matrix, right_side = moments.normal_equations(intercept=offset)
     identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
     solution = Cholesky(ridge=ridge).solve(matrix, right_side, identity)
     shift = moments.intercept(solution.value.T) if offset else torch.zeros_like(moments.target_total)

@@ -1,12 +1,10 @@
 """Conjugate gradient for symmetric positive definite systems, many right-hand sides at once.
 
 Hestenes & Stiefel 1952; Li, Zhu & Sun 2024 use it in the recovery stage of post-training pruning. Each right-hand side
-runs
-its own recurrence; they share the one product ``matrix @ directions`` per iteration. Shapes as in `solve.py`.
+runs its own recurrence; they share the one product ``matrix @ directions`` per iteration. Shapes as in `solve.py`.
 
 Departures from the textbook: columns that have converged are frozen instead of removed (no data-dependent shapes, so
-nothing
-waits for the device), and the status is looked at every `check_every` iterations only.
+nothing waits for the device), and the status is looked at every `check_every` iterations only.
 """
 
 from __future__ import annotations

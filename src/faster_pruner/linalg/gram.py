@@ -71,6 +71,13 @@ class RegressionMoments:
         wide = self.cross.to(self.target_total.dtype)
         return wide - torch.outer(self.inputs.total, self.target_total) / max(1, self.count)
 
+    def normal_equations(self, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        """Matrix [n, n] and right sides [n, d] of the fit, float64; centred when a bias takes the means."""
+        if intercept:
+            return self.inputs.centred(), self.centred_cross()
+        dtype = self.target_total.dtype
+        return self.inputs.gram.to(dtype), self.cross.to(dtype)
+
     def intercept(self, weight: Tensor) -> Tensor:
         """[d] float64: the bias that goes with `weight` [d, n]."""
         means = self.inputs.total / max(1, self.count)

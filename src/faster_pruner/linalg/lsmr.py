@@ -2,10 +2,9 @@
 
 It minimises ``||matrix x - right_side||^2 + damp^2 ||x - prior||^2``. Kwon et al. give it the *normal matrix* of the
 least-squares problem, so its conditioning is squared twice, and stop it at 1e-6: on real systems it then sits 8-78 %
-away from
-the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it on the CPU;
-on other
-devices the same recurrence runs in torch.
+away from the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it
+on the CPU;
+on other devices the same recurrence runs in torch.
 """
 
 from __future__ import annotations

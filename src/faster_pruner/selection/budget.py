@@ -1,9 +1,8 @@
 """Knapsack over the loss curves of all sublayers: the least total loss whose cost meets the budget.
 
 Each sublayer offers one point of its curve (`obs.Curve`); the points are chosen by dynamic programming over a
-discretised cost
-(as in ZipLM's structured search), then what the discretisation and the block size left of the budget is spent unit by
-unit.
+discretised cost (as in ZipLM's structured search), then what the discretisation and the block size left of the budget
+is spent unit by unit.
 """
 
 from __future__ import annotations
