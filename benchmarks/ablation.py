@@ -38,31 +38,30 @@ def grid() -> dict[str, Method]:
     return found
 
 
-def run(task: str, part: str, budgets: list[float], seeds: list[int], only: list[str]) -> list[dict[str, Any]]:
-    """One record per variant, budget and seed."""
+def run(task: str, part: str, budgets: list[float], seed: int, only: list[str]) -> list[dict[str, Any]]:
+    """One record per variant and budget, for one seed."""
     opened = open_model(task)
     validation = rows_of(opened, task, ("validation",))
     records: list[dict[str, Any]] = []
     variants = {name: (method, None) for name, method in grid().items()} if part == "grid" else IDEAS
     if only:
         variants = {name: variant for name, variant in variants.items() if any(part in name for part in only)}
-    for seed in seeds:
-        rows = calibration_rows(opened, task, ROWS[task], seed)
-        held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
-        taken: dict[Any, Any] = {}
-        for name, (method, idea) in variants.items():
-            key = (method.selection, method.labels, method.aligns, method.recovery != "none", method.teacher)
-            if key not in taken:
-                taken.clear()
-                options = CalibrationOptions(seed=seed)
-                taken[key] = calibrate_model(opened.model, opened.family, rows, method, options)
-            for share in budgets:
-                budget = Budget(macs=share)
-                model = cut(taken[key], budget, method).model if idea is None else idea(taken[key], budget, method)
-                dev = evaluate_rows(model, validation, GLUE[task], split="validation").metrics
-                held = evaluate_rows(model, held_out, GLUE[task], split="held-out").metrics
-                records.append({"variant": name, "macs": share, "seed": seed, "validation": dev, "held_out": held})
-                print(seed, name, share, round(dev["accuracy"], 2), round(held["loss"], 4), flush=True)
+    rows = calibration_rows(opened, task, ROWS[task], seed)
+    held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
+    taken: dict[Any, Any] = {}
+    for name, (method, idea) in variants.items():
+        key = (method.selection, method.labels, method.aligns, method.recovery != "none", method.teacher)
+        if key not in taken:
+            taken.clear()
+            options = CalibrationOptions(seed=seed)
+            taken[key] = calibrate_model(opened.model, opened.family, rows, method, options)
+        for share in budgets:
+            budget = Budget(macs=share)
+            model = cut(taken[key], budget, method).model if idea is None else idea(taken[key], budget, method)
+            dev = evaluate_rows(model, validation, GLUE[task], split="validation").metrics
+            held = evaluate_rows(model, held_out, GLUE[task], split="held-out").metrics
+            records.append({"variant": name, "macs": share, "seed": seed, "validation": dev, "held_out": held})
+            print(seed, name, share, round(dev["accuracy"], 2), round(held["loss"], 4), flush=True)
     return records
 
 
@@ -151,8 +150,10 @@ def main() -> None:
     else:
         budgets, seeds = [float(b) for b in arguments.budgets.split(",")], [int(s) for s in arguments.seeds.split(",")]
         only = [part for part in arguments.only.split(",") if part]
-        records = run(arguments.task, arguments.part, budgets, seeds, only)
-        write_result(name, merged(read_result(name) or [], records))
+        records = read_result(name) or []
+        for seed in seeds:
+            records = merged(records, run(arguments.task, arguments.part, budgets, seed, only))
+            write_result(name, records)
     print_table(records)
     if arguments.part == "grid":
         plot(records, DOCS / f"ablation-{arguments.task}.png", f"{arguments.task}, MiniLM-L6, three calibration seeds")

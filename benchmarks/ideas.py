@@ -114,6 +114,39 @@ def token_weights(power: float) -> Idea:
     return idea
 
 
+def label_draws(count: int) -> Idea:
+    """Average G over `count` draws of the labels; every further draw costs one more pass."""
+
+    def idea(calibrated: Calibrated, budget: Budget, method: Method) -> PreTrainedModel:
+        drawn = dict(calibrated.statistics.sublayers)
+        for draw in range(1, count):
+            again = _statistics(calibrated, method, seed=calibrated.data.seed + 1000 * draw)
+            for name, own in drawn.items():
+                assert own.output_gradients is not None
+                other = again[name].output_gradients
+                assert other is not None
+                total = copy.deepcopy(own.output_gradients)
+                total.gram = total.gram + other.gram
+                drawn[name] = replace(own, output_gradients=total)
+        statistics = replace(calibrated.statistics, sublayers=drawn)
+        selection = select(replace(calibrated, statistics=statistics), method, _macs(calibrated, budget))
+        return _recovered(calibrated, selection, method)
+
+    return idea
+
+
+def _statistics(calibrated: Calibrated, method: Method, *, seed: int) -> Statistics:
+    """The statistics pass again, moments only."""
+    return pipeline._take_statistics(
+        calibrated.model,
+        calibrated.family,
+        replace(calibrated.data, seed=seed),
+        method,
+        needs=calibrate_module.Needs(moments=True),
+        clock=pipeline.StageClock(pipeline.Silent()),
+    ).statistics
+
+
 def _macs(calibrated: Calibrated, budget: Budget) -> float:
     """A budget in MACs per row."""
     return budget.macs * encoder_macs(calibrated.sublayers, calibrated.data.length)
@@ -172,24 +205,14 @@ def _weighted_statistics(calibrated: Calibrated, method: Method, power: float) -
     original = calibrate_module._Collector
     calibrate_module._Collector = Weighted
     try:
-        again = pipeline._take_statistics(
-            calibrated.model,
-            calibrated.family,
-            calibrated.data,
-            method,
-            needs=calibrate_module.Needs(moments=True),
-            clock=pipeline.StageClock(pipeline.Silent()),
-        )
+        return _statistics(calibrated, method, seed=calibrated.data.seed)
     finally:
         calibrate_module._Collector = original
-    return again.statistics
 
 
 IDEAS: dict[str, tuple[Method, Idea | None]] = {
     "default": (DEFAULT, None),
-    "no alignment, one round": (PLAIN, None),
     "alignment, one round": (replace(PLAIN, align=True), None),
-    "no alignment, two rounds at every budget": (replace(PLAIN, rounds=2, rounds_below=1.0), None),
     "alignment, two rounds at every budget": (replace(DEFAULT, rounds_below=1.0), None),
     "alignment, three rounds at every budget": (replace(DEFAULT, rounds=3, rounds_below=1.0), None),
     "+ alignment ridge 1e-3": (replace(PLAIN, align=True, align_ridge=1e-3), None),
@@ -208,4 +231,8 @@ IDEAS: dict[str, tuple[Method, Idea | None]] = {
     "+ sqrt-budget teacher": (replace(PLAIN, align=True), blended_teacher(0.0)),
     "+ half dense, half sqrt-budget teacher": (replace(PLAIN, align=True), blended_teacher(0.5)),
     "+ tokens weighted by gradient": (replace(PLAIN, align=True), token_weights(1.0)),
+    "+ two label draws": (replace(PLAIN, align=True), label_draws(2)),
+    "+ four label draws": (replace(PLAIN, align=True), label_draws(4)),
+    "no alignment, one round": (PLAIN, None),
+    "no alignment, two rounds at every budget": (replace(PLAIN, rounds=2, rounds_below=1.0), None),
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from faster_pruner.linalg import (
+    BlockConjugateGradient,
     Cholesky,
     ConjugateGradient,
     Lsmr,
@@ -14,7 +15,9 @@ from faster_pruner.linalg import (
     Solver,
     Status,
     fit_alignment,
+    make_solver,
     mask_normal_equations,
+    measured_rule,
     solve_or_fall_back,
 )
 from faster_pruner.linalg.lsmr import torch_lsmr
@@ -24,6 +27,7 @@ from oracles import random_spd
 SOLVERS: list[Solver] = [
     ConjugateGradient(preconditioner="none", tolerance=1e-10),
     ConjugateGradient(preconditioner="jacobi", tolerance=1e-10),
+    BlockConjugateGradient(tolerance=1e-10),
     Cholesky(),
     Lsmr(damp=0.0, tolerance=1e-12, condition_limit=1e12, max_iterations=4000),
 ]
@@ -63,6 +67,35 @@ def test_jacobi_needs_fewer_iterations_on_a_badly_scaled_matrix() -> None:
     assert jacobi.iterations < plain.iterations / 2
 
 
+def test_block_cg_against_cholesky_and_how_few_iterations_it_needs() -> None:
+    a, b, prior = random_spd(96, 1e5), torch.randn(96, 32).double(), torch.randn(96, 32).double()
+    exact = Cholesky(ridge=1e-3).solve(a, b, prior)
+    block = BlockConjugateGradient(ridge=1e-3, tolerance=1e-9).solve(a, b, prior)
+    single = ConjugateGradient(ridge=1e-3, tolerance=1e-9).solve(a, b, prior)
+    assert block.converged
+    assert torch.allclose(block.value, exact.value, atol=1e-6)
+    # 32 directions an iteration span all 96 dimensions in three; rounding costs a few more
+    assert 3 <= block.iterations <= 6
+    assert block.iterations < single.iterations / 4
+
+
+def test_block_cg_with_dependent_right_sides_and_more_of_them_than_unknowns() -> None:
+    a, b = random_spd(20, 1e2), torch.randn(20, 3).double()
+    wide = b @ torch.randn(3, 50).double()
+    wide[:, 7] = 0
+    found = BlockConjugateGradient(tolerance=1e-10).solve(a, wide)
+    assert found.converged
+    assert torch.allclose(found.value, torch.linalg.solve(a, wide), atol=1e-7)
+
+
+def test_auto_is_cholesky_except_for_few_right_sides_of_a_large_system() -> None:
+    assert measured_rule(768, 1) == "cholesky"
+    assert measured_rule(3072, 768) == "cholesky"
+    assert measured_rule(8192, 1) == "jacobi-cg"
+    options = SolverOptions(name="auto", ridge=1e-3)
+    assert make_solver(options, n=16, right_sides=4) == Cholesky(ridge=1e-3)
+
+
 def test_iteration_limit_is_reported_with_advice() -> None:
     found = ConjugateGradient(preconditioner="none", tolerance=1e-12, max_iterations=3).solve(
         random_spd(50, 1e6), torch.ones(50).double()
@@ -78,6 +111,7 @@ def test_an_indefinite_matrix_is_a_breakdown_not_an_answer() -> None:
     b = torch.ones(3, dtype=torch.float64)
     assert Cholesky().solve(a, b).status is Status.BREAKDOWN
     assert ConjugateGradient().solve(a, b).status is Status.BREAKDOWN
+    assert BlockConjugateGradient().solve(a, b).status is Status.BREAKDOWN
 
 
 def test_warm_start_at_the_solution_needs_no_iteration() -> None:

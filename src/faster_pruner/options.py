@@ -9,12 +9,12 @@ from faster_pruner.errors import BudgetError, OptionError
 
 SelectionName = Literal["fisher", "second-order"]
 RecoveryName = Literal["none", "scale", "weights"]
-SolverName = Literal["cg", "jacobi-cg", "cholesky", "lsmr"]
+SolverName = Literal["auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr"]
 TeacherName = Literal["dense", "sqrt"]
 
 SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
 RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
-SOLVERS: tuple[SolverName, ...] = ("cg", "jacobi-cg", "cholesky", "lsmr")
+SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -34,7 +34,7 @@ class SolverOptions:
     """A solver of the recovery stage by name, with its hyper-parameters (see `linalg`).
 
     Attributes:
-        name: one of `SOLVERS`.
+        name: one of `SOLVERS`; `auto` lets a measured rule pick one by the size of the system.
         ridge: relative ridge, a share of the mean diagonal.
         tolerance: relative residual at which an iterative solver stops.
         max_iterations: limit of an iterative solver; None for its default.
@@ -139,7 +139,7 @@ PRESETS: dict[str, Method] = {
         selection="second-order",
         labels=False,
         recovery="weights",
-        solver=SolverOptions(name="cholesky", ridge=1e-2),
+        solver=SolverOptions(name="auto", ridge=1e-2),
         align=True,
         rounds=2,
     ),
@@ -160,9 +160,9 @@ def preset(name: str) -> Method:
 
 # The solver that goes with a recovery when a preset's recovery is replaced by another one.
 _SOLVER_OF_RECOVERY: dict[str, SolverOptions] = {
-    "none": SolverOptions(name="cholesky"),
-    "scale": SolverOptions(name="jacobi-cg", ridge=1e-3),
-    "weights": SolverOptions(name="cholesky", ridge=1e-2),
+    "none": SolverOptions(name="auto"),
+    "scale": SolverOptions(name="auto", ridge=1e-3),
+    "weights": SolverOptions(name="auto", ridge=1e-2),
 }
 
 

@@ -32,8 +32,8 @@ from faster_pruner.families import Sublayer
 from faster_pruner.linalg import (
     RegressionMoments,
     fit_alignment,
-    make_solver,
     mask_normal_equations,
+    solve,
     solve_or_fall_back,
 )
 from faster_pruner.options import Method
@@ -211,7 +211,7 @@ def _tune(output: nn.Linear, sublayer: Sublayer, moments: RegressionMoments, met
     if bias is not None:
         cross = cross - torch.outer(moments.inputs.total, bias.double())
     matrix, right_side = mask_normal_equations(moments.inputs.gram, cross, output.weight, sublayer.unit_size)
-    solution = make_solver(method.solver).solve(matrix, right_side, torch.ones_like(right_side))
+    solution = solve(method.solver, matrix, right_side, torch.ones_like(right_side))
     result = replace(
         result,
         residual_before=before,

@@ -15,11 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from faster_pruner.linalg.solve import Solution, Status, System, relative_residual, ridged_system, worst
-
-# The recurrence's residual drifts from the true one; a solve is called converged when the true one is within this
-# factor.
-_RECURRENCE_DRIFT = 10.0
+from faster_pruner.linalg.solve import Solution, System, iterated, ridged_system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +45,14 @@ class ConjugateGradient:
         """Solve as described in `solve.py`. Raises ValueError on shapes that do not fit."""
         system = ridged_system(matrix, right_side, prior, self.ridge)
         value, iterations, broke = self._iterate(system)
-        residual = worst(relative_residual(system, value))
-        if residual <= self.tolerance * _RECURRENCE_DRIFT:
-            status = Status.CONVERGED
-        else:
-            status = Status.BREAKDOWN if broke or residual == float("inf") else Status.MAX_ITERATIONS
-        return Solution(
-            value=value.reshape(right_side.shape).to(right_side.dtype),
-            status=status,
+        return iterated(
+            system,
+            value,
+            right_side,
+            name=self.name,
+            tolerance=self.tolerance,
             iterations=iterations,
-            residual=residual,
-            solver=self.name,
+            broke=broke,
         )
 
     def _iterate(self, system: System) -> tuple[Tensor, int, bool]:

@@ -1,22 +1,25 @@
-"""Solvers by name, and what to do when one fails."""
+"""Solvers by name, the rule that picks one, and what to do when one fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import Tensor
 
+from faster_pruner.linalg.block_cg import BlockConjugateGradient
 from faster_pruner.linalg.cg import ConjugateGradient
 from faster_pruner.linalg.direct import Cholesky
 from faster_pruner.linalg.lsmr import Lsmr
 from faster_pruner.linalg.solve import Solution, Solver
-from faster_pruner.options import SolverOptions
+from faster_pruner.options import SolverName, SolverOptions
 
 _DEFAULT_CG_ITERATIONS = 1000
 # Ridges tried with Cholesky after the chosen solver has failed, as multiples of the one asked for, then absolute.
 _FALLBACK_RIDGES = (1.0, 10.0, 100.0)
 _LEAST_FALLBACK_RIDGE = 1e-6
+# Where `measured_rule` changes over.
+_FEW_RIGHT_SIDES = 1
+_LARGE_SYSTEM = 2048
 
 
 def _cg(options: SolverOptions) -> Solver:
@@ -42,9 +45,31 @@ def _lsmr(options: SolverOptions) -> Solver:
     )
 
 
-def make_solver(options: SolverOptions) -> Solver:
-    """The solver that `options` describes."""
-    return _MAKERS[options.name](options)
+def _block_cg(options: SolverOptions) -> Solver:
+    limit = options.max_iterations or _DEFAULT_CG_ITERATIONS
+    return BlockConjugateGradient(tolerance=options.tolerance, max_iterations=limit, ridge=options.ridge)
+
+
+def measured_rule(n: int, right_sides: int) -> SolverName:
+    """The fastest solver for a system of size n, by benchmarks/solvers.py (docs/solvers.md).
+
+    A factorisation costs n^3 / 3 once, an iteration n^2 per right-hand side: only few right-hand sides of a large
+    system are faster by iteration.
+    """
+    few = right_sides <= _FEW_RIGHT_SIDES and n >= _LARGE_SYSTEM
+    return "jacobi-cg" if few else "cholesky"
+
+
+def make_solver(options: SolverOptions, *, n: int, right_sides: int) -> Solver:
+    """The solver that `options` describes, for a system of size n; `auto` is decided by `measured_rule`."""
+    name = measured_rule(n, right_sides) if options.name == "auto" else options.name
+    return _MAKERS[name](options)
+
+
+def solve(options: SolverOptions, matrix: Tensor, right_side: Tensor, prior: Tensor) -> Solution:
+    """Solve one system with the solver that `options` describes; shapes and meaning as in `solve.py`."""
+    right_sides = 1 if right_side.ndim == 1 else right_side.shape[1]
+    return make_solver(options, n=matrix.shape[0], right_sides=right_sides).solve(matrix, right_side, prior)
 
 
 def solve_or_fall_back(
@@ -57,13 +82,13 @@ def solve_or_fall_back(
         have
         converged when every ridge has failed; the caller then keeps what it had.
     """
-    solution = make_solver(options).solve(matrix, right_side, prior)
+    solution = solve(options, matrix, right_side, prior)
     if solution.converged:
         return solution, ""
     story = f"{solution.solver}: {solution.status} (residual {solution.residual:.1e})"
     for factor in _FALLBACK_RIDGES:
         ridge = max(options.ridge, _LEAST_FALLBACK_RIDGE) * factor
-        fallback = make_solver(replace(options, name="cholesky", ridge=ridge)).solve(matrix, right_side, prior)
+        fallback = Cholesky(ridge=ridge).solve(matrix, right_side, prior)
         if fallback.converged:
             return fallback, f"{story}; fell back to cholesky with ridge {ridge:.0e}"
     return solution, f"{story}; cholesky failed too: {solution.advice}"
@@ -72,6 +97,7 @@ def solve_or_fall_back(
 _MAKERS: dict[str, Callable[[SolverOptions], Solver]] = {
     "cg": _cg,
     "jacobi-cg": _jacobi_cg,
+    "block-cg": _block_cg,
     "lsmr": _lsmr,
     "cholesky": lambda options: Cholesky(ridge=options.ridge),
 }

@@ -29,6 +29,10 @@ class Status(StrEnum):
     ILL_CONDITIONED = "ill-conditioned"
 
 
+# The recurrence's residual drifts from the true one; a solve is called converged when the true one is within this
+# factor of the tolerance.
+_RECURRENCE_DRIFT = 10.0
+
 ADVICE: dict[Status, str] = {
     Status.CONVERGED: "",
     Status.MAX_ITERATIONS: "raise max_iterations or ridge, or use the jacobi-cg or cholesky solver",
@@ -128,6 +132,29 @@ def relative_residual(system: System, value: Tensor) -> Tensor:
     norm = system.right_side.norm(dim=0)
     norm = torch.where(norm > 0, norm, torch.ones_like(norm))
     return (system.right_side - system.matrix @ value).norm(dim=0) / norm
+
+
+def iterated(
+    system: System, value: Tensor, like: Tensor, *, name: str, tolerance: float, iterations: int, broke: bool
+) -> Solution:
+    """What an iterative solver found, judged by the true residual.
+
+    Args:
+        system: what was solved.
+        value: [n, m], what the recurrence arrived at.
+        like: the right-hand side as it was given; the solution takes its shape and dtype.
+        name: of the solver.
+        tolerance: relative residual that was asked for.
+        iterations: used.
+        broke: whether a direction of non-positive curvature was met.
+    """
+    residual = worst(relative_residual(system, value))
+    if residual <= tolerance * _RECURRENCE_DRIFT:
+        status = Status.CONVERGED
+    else:
+        status = Status.BREAKDOWN if broke or residual == float("inf") else Status.MAX_ITERATIONS
+    found = value.reshape(like.shape).to(like.dtype)
+    return Solution(value=found, status=status, iterations=iterations, residual=residual, solver=name)
 
 
 def worst(residuals: Tensor) -> float:
