@@ -67,7 +67,9 @@ def blended_teacher(share_of_dense: float) -> Idea:
         teacher = cut(calibrated, Budget(macs=budget.macs**0.5), method).model
         blend = _blend(calibrated, teacher, share_of_dense)
         return _recovered(
-            replace(calibrated, statistics=blend), select(calibrated, method, _macs(calibrated, budget)), method
+            replace(calibrated, items={}, statistics=blend),
+            select(calibrated, method, _macs(calibrated, budget)),
+            method,
         )
 
     return idea
@@ -108,7 +110,7 @@ def token_weights(power: float) -> Idea:
 
     def idea(calibrated: Calibrated, budget: Budget, method: Method) -> PreTrainedModel:
         weighted = _weighted_statistics(calibrated, method, power)
-        selection = select(replace(calibrated, statistics=weighted), method, _macs(calibrated, budget))
+        selection = select(replace(calibrated, items={}, statistics=weighted), method, _macs(calibrated, budget))
         return _recovered(calibrated, selection, method)
 
     return idea
@@ -125,11 +127,9 @@ def label_draws(count: int) -> Idea:
                 assert own.output_gradients is not None
                 other = again[name].output_gradients
                 assert other is not None
-                total = copy.deepcopy(own.output_gradients)
-                total.gram = total.gram + other.gram
-                drawn[name] = replace(own, output_gradients=total)
+                drawn[name] = replace(own, output_gradients=own.output_gradients.plus(other))
         statistics = replace(calibrated.statistics, sublayers=drawn)
-        selection = select(replace(calibrated, statistics=statistics), method, _macs(calibrated, budget))
+        selection = select(replace(calibrated, items={}, statistics=statistics), method, _macs(calibrated, budget))
         return _recovered(calibrated, selection, method)
 
     return idea

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# A batch that is filled to this share ends at the first row shorter than `_SHORTEST` times its longest.
+_LEAST_FILLED = 0.25
+_SHORTEST = 0.85
+
 # The keys of a tokenised row that hold one number per token.
 TOKEN_KEYS = ("input_ids", "token_type_ids")
 
@@ -77,13 +81,21 @@ class EncodedRows:
 
 
 def pack(rows: EncodedRows, *, tokens_per_batch: int, device: torch.device) -> list[Batch]:
-    """Batches of at most `tokens_per_batch` padded tokens (at least one row each), longest rows first."""
+    """Batches of at most `tokens_per_batch` padded tokens (at least one row each), longest rows first.
+
+    A batch also ends where rows have become so short that padding would cost more than a smaller batch does.
+    """
     order = sorted(range(len(rows)), key=lambda i: (-len(rows.tokens[i]["input_ids"]), i))
     batches: list[Batch] = []
     start = 0
     while start < len(order):
         longest = max(1, len(rows.tokens[order[start]]["input_ids"]))
         stop = start + max(1, tokens_per_batch // longest)
+        enough = start + max(1, int(tokens_per_batch * _LEAST_FILLED) // longest)
+        while enough < min(stop, len(order)):
+            if len(rows.tokens[order[enough]]["input_ids"]) < _SHORTEST * longest:
+                stop = enough
+            enough += 1
         batches.append(_pad(rows, order[start:stop]).to(device))
         start = stop
     return batches

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.batches import Batch
-from faster_pruner.capture import Observation, gradients
+from faster_pruner.capture import Observation, PassSetting, gradients
 from faster_pruner.families import Sublayer
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.losses import Cotangent
+from faster_pruner.precision import forward_in
 from faster_pruner.progress import Progress, Silent, counted
+from faster_pruner.storage import HiddenStates, Shelf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class SublayerStatistics:
         output_gradients: second moment of dL/dY over the same tokens; None when not needed.
         read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a
             classifier, CLS).
-        targets: per batch [tokens read, d]; empty when not needed.
+        targets: per batch [tokens read, d], float32; empty when not needed.
         producer_inputs: per batch [T, d] over the tokens of `producer_tokens`; empty when not needed.
     """
 
@@ -59,8 +61,13 @@ class SublayerStatistics:
     inputs: SecondMoment | None = None
     output_gradients: SecondMoment | None = None
     read: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
-    producer_inputs: list[Tensor] = field(default_factory=list)
+    targets: Sequence[Tensor] = ()
+    producer_inputs: Sequence[Tensor] = ()
+
+
+def tokens_of(x: Tensor, chosen: Tensor) -> Tensor:
+    """[T, d]: the tokens of x [B, S, d] that are true in `chosen` [B, S]; a view when all are."""
+    return x.flatten(0, 1) if bool(chosen.all()) else x[chosen]
 
 
 def producer_tokens(sublayer: Sublayer, read: Tensor, real: Tensor) -> Tensor:
@@ -83,14 +90,20 @@ class Statistics:
 class _Collector:
     """Turns observations into statistics."""
 
-    def __init__(self, sublayers: Sequence[Sublayer], rows: int, device: torch.device, needs: Needs) -> None:
+    def __init__(
+        self, sublayers: Sequence[Sublayer], rows: int, device: torch.device, needs: Needs, shelf: Shelf
+    ) -> None:
         self.needs = needs
+        self.targets = {s.name: HiddenStates(shelf) for s in sublayers}
+        self.producer_inputs = {s.name: HiddenStates(shelf) for s in sublayers}
         self.batch: Batch | None = None
         self.statistics = {
             s.name: SublayerStatistics(
                 mask_gradients=torch.zeros(rows, s.units, device=device) if needs.mask_gradients else None,
                 inputs=SecondMoment(s.columns, device) if needs.moments else None,
                 output_gradients=SecondMoment(s.width, device) if needs.moments else None,
+                targets=self.targets[s.name],
+                producer_inputs=self.producer_inputs[s.name],
             )
             for s in sublayers
         }
@@ -107,12 +120,13 @@ class _Collector:
             product = (seen.x.float() * seen.x_gradient.float() * mask[:, :, None]).sum(dim=1)
             own.mask_gradients[self.batch.rows] = product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
         if own.inputs is not None and own.output_gradients is not None:
-            own.inputs.add(seen.x[read])
-            own.output_gradients.add(seen.y_gradient[read])
+            own.inputs.add(tokens_of(seen.x, read))
+            own.output_gradients.add(tokens_of(seen.y_gradient, read))
         if self.needs.targets:
-            own.targets.append((seen.y + seen.residual)[read])
+            self.targets[sublayer.name].append(tokens_of(seen.y + seen.residual.float(), read))
         if self.needs.producer_inputs:
-            own.producer_inputs.append(seen.producer_input[producer_tokens(sublayer, read, mask)])
+            chosen = producer_tokens(sublayer, read, mask)
+            self.producer_inputs[sublayer.name].append(tokens_of(seen.producer_input, chosen))
 
 
 def calibrate(
@@ -122,6 +136,7 @@ def calibrate(
     cotangent: Cotangent,
     *,
     needs: Needs,
+    setting: PassSetting | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Run the pass.
@@ -132,16 +147,19 @@ def calibrate(
         batches: the calibration set.
         cotangent: dL/dlogits (see `losses`).
         needs: which statistics to gather.
+        setting: precision and storage; float32 and in memory by default.
         progress: told after each batch.
     """
     rows = sum(batch.rows.numel() for batch in batches)
     device = next(model.parameters()).device
-    collector = _Collector(sublayers, rows, device, needs)
+    setting = setting or PassSetting()
+    collector = _Collector(sublayers, rows, device, needs, setting.shelf)
     logits: Tensor | None = None
     with gradients(model, sublayers, collector.observe):
         for batch in counted(batches, progress or Silent()):
             collector.batch = batch
-            output: Tensor = model(**batch.inputs).logits
+            with forward_in(setting.precision, device):
+                output: Tensor = model(**batch.inputs).logits
             output.backward(cotangent(output, batch).to(output.dtype))
             if logits is None:
                 logits = torch.zeros(rows, output.shape[-1], device=device)

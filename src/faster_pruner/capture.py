@@ -17,9 +17,10 @@ Nothing here depends on the family beyond the paths in its table row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ from torch.utils.hooks import RemovableHandle
 
 from faster_pruner.batches import Batch
 from faster_pruner.families import Sublayer
+from faster_pruner.options import PrecisionName
+from faster_pruner.precision import forward_in
+from faster_pruner.storage import Parking, Shelf
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSetting:
+    """How passes over the calibration set are run.
+
+    Attributes:
+        precision: of the forwards.
+        shelf: where hidden states go; by default they stay in memory.
+    """
+
+    precision: PrecisionName = "float32"
+    shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,11 @@ def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 class Lockstep:
     """Suspended forwards of one model over several batches; made by `lockstep`."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], setting: PassSetting) -> None:
         self._model = model
+        self._setting = setting
+        self._device = batches[0].rows.device
+        self._parking = Parking(setting.shelf)
         self._main = getcurrent()
         self._residual: dict[int, Tensor] = {}
         self._running = 0
@@ -116,7 +136,14 @@ class Lockstep:
         for index in range(len(self._batches)):
             name, x = self._resume(index)
             assert name == sublayer.name, f"expected the model to reach {sublayer.name}, it reached {name}"
-            yield Arrival(index, x, self._residual.pop(index))
+            residual = self._residual.pop(index)
+            yield Arrival(index, x, residual)
+            self._parking.park(index, (x, residual))
+
+    def skip(self, sublayer: Sublayer) -> None:
+        """Let every batch run up to the output projection of `sublayer`; nobody looks."""
+        for _ in self.arrivals(sublayer):
+            pass
 
     def entries(self, sublayer: Sublayer) -> Iterator[tuple[int, Tensor]]:
         """Let each batch run up to the producers of `sublayer`: (index of the batch, their input [B, S, d]).
@@ -127,6 +154,7 @@ class Lockstep:
             name, x = self._resume(index)
             assert name == _entry(sublayer), f"expected the model to reach {_entry(sublayer)}, it reached {name}"
             yield index, x
+            self._parking.park(index, (x,))
 
     def finish(self) -> list[Any]:
         """Let every batch run to its end: the model's outputs, one per batch."""
@@ -145,8 +173,10 @@ class Lockstep:
     def _resume(self, index: int) -> tuple[str, Any]:
         """Continue one batch up to its next stop: (name of the sublayer, x), or ("", output) at the end."""
         self._running = index
+        self._parking.fetch(index)
         forward = self._forwards[index]
-        return forward.switch() if forward else forward.switch(index)
+        with forward_in(self._setting.precision, self._device):
+            return forward.switch() if forward else forward.switch(index)
 
     def _forward(self, index: int) -> tuple[str, Any]:
         return "", self._model(**self._batches[index].inputs)
@@ -170,12 +200,17 @@ def _entry(sublayer: Sublayer) -> str:
 
 @contextmanager
 def lockstep(
-    model: nn.Module, sublayers: Sequence[Sublayer], batches: Sequence[Batch], *, producers: bool = False
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    batches: Sequence[Batch],
+    *,
+    producers: bool = False,
+    setting: PassSetting | None = None,
 ) -> Generator[Lockstep]:
     """Suspend one forward per batch at every output projection of `sublayers`, and at their producers if asked."""
     with ExitStack() as stack:
         stack.enter_context(inference(model))
-        run = Lockstep(model, batches)
+        run = Lockstep(model, batches, setting or PassSetting())
         stack.callback(run.close)
         run.attach(stack, sublayers, producers=producers)
         yield run

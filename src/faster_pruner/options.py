@@ -11,10 +11,13 @@ SelectionName = Literal["fisher", "second-order"]
 RecoveryName = Literal["none", "scale", "weights"]
 SolverName = Literal["auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr"]
 TeacherName = Literal["dense", "sqrt"]
+PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
 RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
 SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
+
+PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -203,14 +206,21 @@ class CalibrationOptions:
         seed: of the draw and of everything else that is random.
         max_length: longest row in tokens; longer ones are truncated.
         tokens_per_batch: padded tokens per batch.
+        precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where the hardware has it.
+        memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
+            the memory that is free.
     """
 
     rows: int = 2048
     seed: int = 0
     max_length: int = 128
     tokens_per_batch: int = 4096
+    precision: PrecisionName = "auto"
+    memory_limit: int | None = None
 
     def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _at_least("memory limit", 0 if self.memory_limit is None else self.memory_limit, 0)
         _at_least("calibration rows", self.rows, 1)
         _at_least("max length", self.max_length, 3)
         _at_least("tokens per batch", self.tokens_per_batch, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 from faster_pruner import checkpoint, surgery
 from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.calibrate import Needs, Statistics, calibrate
+from faster_pruner.capture import PassSetting
 from faster_pruner.costs import encoder_macs, unit_macs
 from faster_pruner.families import FamilySpec, Sublayer, resolve
 from faster_pruner.losses import labelled, problem_of, true_fisher
 from faster_pruner.options import Budget, CalibrationOptions, Method
+from faster_pruner.precision import choose_precision
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.recover import recover
 from faster_pruner.results import SublayerResult
@@ -30,6 +32,7 @@ from faster_pruner.selection.fisher import diagonal, grouped
 from faster_pruner.selection.obs import damped, eliminate, square_root
 from faster_pruner.selection.rearrange import rearrange
 from faster_pruner.selection.search import Candidates, Selection, search_masks
+from faster_pruner.storage import Shelf, default_limit
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class CalibrationSet:
         batches: length-sorted batches.
         length: mean real tokens per row, which MACs are counted for.
         seed: of everything random that is computed on them.
+        setting: precision and storage of every pass over them.
     """
 
     batches: list[Batch]
     length: float
     seed: int
+    setting: PassSetting = field(default_factory=PassSetting)
 
     @property
     def rows(self) -> int:
@@ -62,6 +67,8 @@ class Calibrated:
         sublayers: its sublayers that have units, in the order in which it runs them.
         data: the calibration set.
         statistics: of the one pass.
+        items: loss curves that have been computed from them, by sublayer and what they depend on; further budgets find
+            them here.
     """
 
     model: PreTrainedModel
@@ -69,6 +76,7 @@ class Calibrated:
     sublayers: list[Sublayer]
     data: CalibrationSet
     statistics: Statistics
+    items: dict[tuple[str, float, int], Item] = field(default_factory=dict[tuple[str, float, int], Item])
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,9 @@ def calibrate_model(
     clock = clock or StageClock(Silent())
     device = next(model.parameters()).device
     batches = pack(rows, tokens_per_batch=calibration.tokens_per_batch, device=device)
-    data = CalibrationSet(batches, rows.mean_length, calibration.seed)
+    limit = default_limit(device) if calibration.memory_limit is None else calibration.memory_limit
+    setting = PassSetting(precision=choose_precision(calibration.precision, device), shelf=Shelf(limit))
+    data = CalibrationSet(batches, rows.mean_length, calibration.seed, setting)
     return _take_statistics(model, family, data, method, needs=needs_of(method), clock=clock)
 
 
@@ -123,7 +133,9 @@ def _take_statistics(
     problem = problem_of(model.config)
     cotangent = labelled(problem) if method.labels else true_fisher(problem, rows=data.rows, seed=data.seed)
     with clock.stage("statistics", total=len(data.batches)):
-        statistics = calibrate(model, sublayers, data.batches, cotangent, needs=needs, progress=clock.progress)
+        statistics = calibrate(
+            model, sublayers, data.batches, cotangent, needs=needs, setting=data.setting, progress=clock.progress
+        )
     return Calibrated(model, family, sublayers, data, statistics)
 
 
@@ -139,7 +151,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     units = {s.name: s.units for s in dense.sublayers}
     teacher = _teacher(dense, method, budget.macs)
     model = copy.deepcopy(dense.model)
-    present = replace(dense, model=model)
+    present = dense
     results: list[SublayerResult] = []
     for place, share in enumerate(method.schedule(budget.macs)):
         if place > 0:
@@ -148,16 +160,16 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
             selection = select(present, method, share * total)
         kept = [s for s in surgery.prune_units(model, dense.family, selection) if s.name in units]
         with clock.stage("recovery", total=len(kept)):
-            recovered = recover(
+            results = recover(
                 model,
                 kept,
                 dense.data.batches,
                 dense.statistics,
                 method=method,
                 teacher=teacher,
+                setting=dense.data.setting,
                 progress=clock.progress,
             )
-        results = recovered.sublayers
     checkpoint.mark_as_pruned(model, dense.family)
     return Pruned(model, [replace(result, units_before=units[result.name]) for result in results])
 
@@ -193,11 +205,19 @@ def _gradients(statistics: Statistics, sublayer: Sublayer) -> torch.Tensor:
 
 def loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
     """The loss curve of one sublayer."""
+    key = (sublayer.name, method.damping, method.elimination_block)
+    if key not in calibrated.items:
+        calibrated.items[key] = _loss_item(calibrated, sublayer, method)
+    return calibrated.items[key]
+
+
+def _loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
+    """Eliminate the units of one sublayer."""
     own = calibrated.statistics[sublayer.name]
     assert own.inputs is not None
     assert own.output_gradients is not None
     weight = sublayer.output_of(calibrated.model).weight.detach().double()
-    gram = own.inputs.centred() / max(1, own.inputs.count)
+    gram = own.inputs.centred().div_(max(1, own.inputs.count))
     weighted = weight.T @ square_root(own.output_gradients.gram / calibrated.statistics.rows)
     curve = eliminate(
         damped(gram, method.damping),

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from faster_pruner import surgery
 from faster_pruner.batches import Batch
-from faster_pruner.calibrate import Statistics, SublayerStatistics, producer_tokens
-from faster_pruner.capture import Lockstep, lockstep
+from faster_pruner.calibrate import Statistics, SublayerStatistics, producer_tokens, tokens_of
+from faster_pruner.capture import Lockstep, PassSetting, lockstep
 from faster_pruner.families import Sublayer
 from faster_pruner.linalg import (
     RegressionMoments,
@@ -51,6 +51,10 @@ class Targets(Protocol):
         """Targets of one sublayer, batch by batch; to be asked for in the order in which the model runs."""
         ...
 
+    def skip(self, sublayer: Sublayer) -> None:
+        """Go past one sublayer."""
+        ...
+
 
 @dataclass(frozen=True)
 class StoredTargets:
@@ -62,6 +66,9 @@ class StoredTargets:
         """The stored targets; they were stored for exactly the tokens that the loss reads."""
         del tokens
         return iter(self.statistics[sublayer.name].targets)
+
+    def skip(self, sublayer: Sublayer) -> None:
+        """Nothing to do: every sublayer has its own list."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +83,12 @@ class TeacherTargets:
         output = sublayer.output_of(self.teacher)
         for arrival in self.run.arrivals(sublayer):
             chosen = tokens[arrival.batch]
-            yield functional.linear(arrival.x[chosen], output.weight, output.bias) + arrival.residual[chosen]
+            y = functional.linear(tokens_of(arrival.x, chosen).float(), output.weight, output.bias)
+            yield y + tokens_of(arrival.residual, chosen)
 
-
-@dataclass(frozen=True)
-class Recovered:
-    """What the recovery did, sublayer by sublayer, and the recovered model's outputs on the calibration batches."""
-
-    sublayers: list[SublayerResult]
-    outputs: list[Any]
+    def skip(self, sublayer: Sublayer) -> None:
+        """Let the teacher run past it too."""
+        self.run.skip(sublayer)
 
 
 def recover(
@@ -95,8 +99,9 @@ def recover(
     *,
     method: Method,
     teacher: nn.Module | None = None,
+    setting: PassSetting | None = None,
     progress: Progress | None = None,
-) -> Recovered:
+) -> list[SublayerResult]:
     """Fit the output projections of the pruned `model`, in place.
 
     Args:
@@ -107,38 +112,38 @@ def recover(
         statistics: of the dense model: read tokens, and the targets when there is no teacher.
         method: recovery, solver and the reference's special cases.
         teacher: whose outputs to aim at; None for the stored targets of the dense model.
+        setting: precision and storage; float32 and in memory by default.
         progress: told after each sublayer.
     """
     if method.recovery == "none":
-        return Recovered([_untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers], [])
+        return [_untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
     listener = progress or Silent()
     results: list[SublayerResult] = []
     with ExitStack() as stack:
-        run = stack.enter_context(lockstep(model, sublayers, batches, producers=method.aligns))
+        run = stack.enter_context(lockstep(model, sublayers, batches, producers=method.aligns, setting=setting))
         targets: Targets = StoredTargets(statistics)
         if teacher is not None:
-            targets = TeacherTargets(teacher, stack.enter_context(lockstep(teacher, sublayers, batches)))
-        stopped = False
+            second = stack.enter_context(lockstep(teacher, sublayers, batches, setting=setting))
+            targets = TeacherTargets(teacher, second)
         for place, sublayer in enumerate(sublayers):
+            if any(result.status == "stopped" for result in results):
+                results.append(_untouched(sublayer, "not reached", ""))
+                continue
             drift: dict[str, float] = {}
             if method.aligns and sublayer.units:
                 own = statistics[sublayer.name]
                 drift = _align(run, model, sublayer, own, batches, ridge=method.align_ridge)
-            tokens = _tokens(statistics, sublayer, batches, method, last=place == len(sublayers) - 1)
-            moments = _gather(run, targets, sublayer, tokens)
-            skip = method.skip_first_attention and sublayer.layer == 0 and sublayer.kind == "attention"
-            if skip or stopped:
-                status, reason = ("skipped", "the reference does not tune it") if skip else ("not reached", "")
-                results.append(_untouched(sublayer, status, reason))
-            elif method.recovery == "scale":
-                results.append(_tune(sublayer.output_of(model), sublayer, moments, method))
-                stopped = results[-1].status == "stopped"
+            if method.skip_first_attention and sublayer.layer == 0 and sublayer.kind == "attention":
+                results.append(_untouched(sublayer, "skipped", "the reference does not tune it"))
+                run.skip(sublayer)
+                targets.skip(sublayer)
             else:
-                result = _reconstruct(sublayer.output_of(model), sublayer, moments, method)
-                results.append(replace(result, **drift))
+                tokens = _tokens(statistics, sublayer, batches, method, last=place == len(sublayers) - 1)
+                moments = _gather(run, targets, sublayer, tokens)
+                fit = _tune if method.recovery == "scale" else _reconstruct
+                results.append(replace(fit(sublayer.output_of(model), sublayer, moments, method), **drift))
             listener.step()
-        outputs = run.finish()
-    return Recovered(results, outputs)
+    return results
 
 
 def _tokens(
@@ -165,7 +170,7 @@ def _align(
         if moments is None:
             moments = RegressionMoments(sublayer.width, sublayer.width, x.device)
         chosen = producer_tokens(sublayer, own.read[index], batches[index].mask)
-        moments.add(x[chosen], own.producer_inputs[index])
+        moments.add(tokens_of(x, chosen), own.producer_inputs[index])
     assert moments is not None
     producers = [model.get_submodule(path) for path in sublayer.producer_paths]
     linears = [producer for producer in producers if isinstance(producer, nn.Linear)]
@@ -188,7 +193,7 @@ def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequenc
         if moments is None:
             moments = RegressionMoments(sublayer.columns, sublayer.width, arrival.x.device)
         chosen = tokens[arrival.batch]
-        moments.add(arrival.x[chosen], target - arrival.residual[chosen])
+        moments.add(tokens_of(arrival.x, chosen), target - tokens_of(arrival.residual, chosen))
     assert moments is not None
     return moments
 
@@ -196,7 +201,7 @@ def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequenc
 def _untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
     """Result of a sublayer that recovery left alone."""
     return SublayerResult(
-        name=sublayer.name, units_before=sublayer.full_units, units=sublayer.units, status=status, note=note
+        name=sublayer.name, units_before=sublayer.units, units=sublayer.units, status=status, note=note
     )
 
 
@@ -248,7 +253,7 @@ def _reconstruct(output: nn.Linear, sublayer: Sublayer, moments: RegressionMomen
         surgery.set_linear(output, weight, bias)
     return SublayerResult(
         name=sublayer.name,
-        units_before=sublayer.full_units,
+        units_before=sublayer.units,
         units=sublayer.units,
         residual_before=before,
         residual_after=after,

@@ -87,7 +87,6 @@ class Sublayer:
         units: U.
         unit_size: g, columns per unit.
         width: d, the width of the residual stream.
-        full_units: U as the config has it, before any pruning.
     """
 
     name: str
@@ -97,7 +96,6 @@ class Sublayer:
     units: int
     unit_size: int
     width: int
-    full_units: int
 
     @property
     def kind(self) -> Kind:
@@ -149,13 +147,13 @@ def resolve(model: nn.Module, family: FamilySpec) -> list[Sublayer]:
     layers = base.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return [
-        _resolve_one(layer, f"{prefix}{family.layers}.{index}.", index, spec, getattr(model, "config", None))
+        _resolve_one(layer, f"{prefix}{family.layers}.{index}.", index, spec)
         for index, layer in enumerate(layers)
         for spec in family.sublayers
     ]
 
 
-def _resolve_one(layer: nn.Module, prefix: str, index: int, spec: SublayerSpec, config: object) -> Sublayer:
+def _resolve_one(layer: nn.Module, prefix: str, index: int, spec: SublayerSpec) -> Sublayer:
     """One sublayer of one layer."""
     try:
         output = layer.get_submodule(spec.output)
@@ -178,5 +176,4 @@ def _resolve_one(layer: nn.Module, prefix: str, index: int, spec: SublayerSpec, 
         units=units,
         unit_size=size,
         width=output.out_features,
-        full_units=int(getattr(config, spec.config_key, units)),
     )

@@ -122,7 +122,8 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
     a = matrix.to(dtype)
     if ridge > 0 and n > 0:
         ridge_abs = ridge * a.diagonal().mean()
-        a = a + ridge_abs * torch.eye(n, dtype=dtype, device=a.device)
+        a = a.clone() if a is matrix else a
+        a.diagonal().add_(ridge_abs)
         columns = columns + ridge_abs * start
     return System(a, columns, start)
 

@@ -23,6 +23,10 @@ from torch import Tensor
 
 # Columns of removed units are dropped from the working matrices once they make up this share of them.
 _COMPACT_AT = 0.2
+# Columns of downdates that are collected before they are applied to the inverse.
+_MOST_PENDING = 96
+# Eigenvalues of G that make up less than this share of its trace are left out of V.
+_NEGLIGIBLE = 1e-9
 # A step removes at most this fraction, as 1 / n, of the units that are left.
 _STEPS_PER_REMAINDER = 64
 
@@ -44,17 +48,23 @@ class Curve:
 
 
 def square_root(matrix: Tensor) -> Tensor:
-    """A factor R with ``R R' = matrix`` for a symmetric semi-definite [d, d]; negative eigenvalues are clamped."""
+    """A factor R [d, r] with ``R R' = matrix`` for a symmetric semi-definite [d, d], of its numerical rank r.
+
+    Negative eigenvalues are clamped; those that together make up less than 1e-9 of the trace are left out.
+    """
     values, vectors = torch.linalg.eigh(matrix.double())
-    return vectors * values.clamp(min=0).sqrt()
+    values = values.clamp(min=0)
+    needed = values.cumsum(dim=0) > _NEGLIGIBLE * values.sum()
+    return vectors[:, needed] * values[needed].sqrt()
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
     """`gram` + damping * mean(diag(gram)) * I, float64; an all-zero Gram gets I."""
-    wide = gram.double()
-    level = damping * wide.diagonal().mean() if wide.numel() else torch.ones(())
-    level = torch.where(level > 0, level, torch.ones_like(level))
-    return wide + level * torch.eye(wide.shape[0], dtype=wide.dtype, device=wide.device)
+    wide = gram.to(torch.float64, copy=True)
+    diagonal = wide.diagonal()
+    level = damping * diagonal.mean() if wide.numel() else torch.ones(())
+    diagonal += torch.where(level > 0, level, torch.ones_like(level))
+    return wide
 
 
 def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1) -> Curve:
@@ -90,14 +100,20 @@ def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1)
 
 
 class _State:
-    """The inverse Gram and V of the units that are left; removed ones are dropped lazily."""
+    """The inverse Gram and V of the units that are left; removed ones are dropped lazily.
+
+    The inverse is ``stale - pending' pending``: its downdates are collected and applied together, because one thin
+    update moves the whole matrix through memory. Its diagonal is always up to date.
+    """
 
     def __init__(self, inverse: Tensor, weighted: Tensor, group: int) -> None:
-        self.inverse, self.weighted, self.group = inverse, weighted, group
+        self.stale, self.weighted, self.group = inverse, weighted, group
         units = inverse.shape[0] // group
         self.unit = torch.arange(units, device=inverse.device)
         self.alive = torch.ones(units, dtype=torch.bool, device=inverse.device)
         self.dead = 0
+        self.diagonal = inverse.diagonal().clone()
+        self.pending = inverse.new_zeros(0, inverse.shape[0])
 
     def remove_cheapest(self, take: int) -> tuple[Tensor, Tensor]:
         """Remove the `take` units that are cheapest one by one: (their original indices, cheapest first; the joint
@@ -107,26 +123,36 @@ class _State:
         score[~self.alive] = torch.inf
         local = score.argsort(stable=True)[:take]
         columns = self._columns(local)
-        factor = torch.linalg.cholesky(self.inverse[columns][:, columns])
-        strip = torch.linalg.solve_triangular(factor, self.inverse[columns], upper=False)
+        inverse = torch.addmm(self.stale[columns], self.pending[:, columns].T, self.pending, alpha=-1)
+        factor = torch.linalg.cholesky(inverse[:, columns])
+        strip = torch.linalg.solve_triangular(factor, inverse, upper=False)
         rows = torch.linalg.solve_triangular(factor, self.weighted[columns], upper=False)
-        self.inverse.addmm_(strip.T, strip, alpha=-1)
         self.weighted.addmm_(strip.T, rows, alpha=-1)
+        self.diagonal -= strip.square().sum(dim=0)
+        self.pending = torch.cat([self.pending, strip])
         self.alive[local] = False
         self.dead += take
         chosen = self.unit[local]
+        if self.group > 1 or self.pending.shape[0] >= _MOST_PENDING:
+            self._apply_pending()
         if self.dead > _COMPACT_AT * self.alive.numel():
             self._compact()
         return chosen, rows.square().sum()
 
+    def _apply_pending(self) -> None:
+        """Bring the inverse up to date."""
+        self.stale.addmm_(self.pending.T, self.pending, alpha=-1)
+        self.diagonal = self.stale.diagonal().clone()
+        self.pending = self.pending[:0]
+
     def _scores(self) -> Tensor:
         """[units]: loss of removing each unit alone."""
         if self.group == 1:
-            return self.weighted.square().sum(dim=1) / self.inverse.diagonal().clamp(
+            return torch.linalg.vector_norm(self.weighted, dim=1).square_() / self.diagonal.clamp(
                 min=torch.finfo(torch.float64).tiny
             )
         count, g = self.alive.numel(), self.group
-        blocks = self.inverse.view(count, g, count, g).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        blocks = self.stale.view(count, g, count, g).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         eye = torch.eye(g, dtype=blocks.dtype, device=blocks.device)
         factor = torch.linalg.cholesky(torch.where(self.alive[:, None, None], blocks, eye))
         rows = torch.linalg.solve_triangular(factor, self.weighted.view(count, g, -1), upper=False)
@@ -140,7 +166,10 @@ class _State:
         """Drop the removed units from the working matrices."""
         left = self.alive.nonzero().flatten()
         columns = self._columns(left)
-        self.inverse = self.inverse[columns][:, columns].contiguous()
+        self._apply_pending()
+        self.stale = self.stale[columns][:, columns].contiguous()
+        self.diagonal = self.diagonal[columns]
+        self.pending = self.pending[:, columns]
         self.weighted = self.weighted[columns].contiguous()
         self.unit = self.unit[left]
         self.alive = torch.ones(left.numel(), dtype=torch.bool, device=left.device)
