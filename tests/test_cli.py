@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,17 +62,35 @@ def test_switches_reach_the_method(checkpoint: Path, data: Path, tmp_path: Path)
     assert " cg " in text
 
 
+def test_sizes_precision_and_memory_reach_the_run(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    common = ("prune", checkpoint, "--task", "sst2", "--data", data, "--macs", "0.6", "--output", tmp_path / "out")
+    code, _, _ = run(
+        *common, "--allocation", "uniform", "--round-to", "auto", "--precision", "float32", "--memory-limit", "0"
+    )
+    assert code == 0
+    report = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert report["options"]["budget"]["round_to"] in (1, 8, 16, 32, 64)
+    assert report["options"]["calibration"]["memory_limit"] == 0
+    for kind in ("attention", "ffn"):
+        assert len({s["units"] for s in report["sublayers"] if s["name"].endswith(kind)}) == 1
+
+
 BAD: list[tuple[tuple[str, ...], str]] = [
     (("--macs", "1.5"), "between 0 and 1"),
     (("--preset", "nope"), "choose one of: default, kwon2022, li2024"),
     (("--recovery", "nope"), "choose one of: none, scale, weights"),
     (("--selection", "nope"), "choose one of: fisher, second-order"),
-    (("--solver", "nope"), "choose one of: cg"),
+    (("--solver", "nope"), "choose one of: auto, cg"),
     (("--task", "nope"), "known are cola"),
     (("--data", "/no/such/folder"), "does not exist"),
     (("--text-column", "nope"), "no column 'nope'; it has: idx, sentence, label"),
     (("--calibration-rows", "0"), "at least 1"),
     (("--seed", "-1"), "0 or more"),
+    (("--precision", "float8"), "choose one of: auto, float32, bfloat16"),
+    (("--memory-limit", "-1"), "memory limit"),
+    (("--allocation", "nope"), "choose one of: free, bucketed, uniform, stock"),
+    (("--round-to", "nope"), "it must be a number, or auto"),
+    (("--round-to", "0"), "at least 1"),
     (("--preset", "kwon2022", "--macs", "0.0001"), "ask for at least"),
 ]
 

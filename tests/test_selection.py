@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import oracles
 from faster_pruner.errors import BudgetError
-from faster_pruner.selection.budget import Item, allocate
+from faster_pruner.selection.budget import Item, allocate, allocate_uniform
 from faster_pruner.selection.fisher import block, diagonal, grouped
 from faster_pruner.selection.obs import Curve, damped, eliminate, square_root
 from faster_pruner.selection.rearrange import rearrange
@@ -171,3 +172,58 @@ def test_least_units_are_respected_and_a_budget_below_them_is_refused() -> None:
     assert kept["steep"].numel() == 3
     with pytest.raises(BudgetError, match="at least"):
         allocate({"flat": Item(curve=flat, unit_cost=1.0, least=2)}, 1.5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
+def test_multiples_are_kept_to_and_the_budget_is_used_up_to_one_of_them(share: float) -> None:
+    items = {
+        "a": Item(curve=_curve(50, 7, 0), unit_cost=1.0, multiple=8),
+        "b": Item(curve=_curve(12, 1, 1), unit_cost=3.0),
+        "c": Item(curve=_curve(64, 16, 2), unit_cost=1.0, multiple=8),
+    }
+    budget = share * sum(i.units * i.unit_cost for i in items.values())
+    kept = {name: keep.numel() for name, keep in allocate(items, budget).items()}
+    assert all(kept[name] % 8 == 0 or kept[name] == items[name].units for name in ("a", "c"))
+    spent = sum(kept[name] * item.unit_cost for name, item in items.items())
+    assert budget - 8 < spent <= budget
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_uniform_allocation_is_the_best_pair_of_sizes(share: float, multiple: int) -> None:
+    kinds = {"a0": "attention", "f0": "ffn", "a1": "attention", "f1": "ffn"}
+    items = {
+        name: Item(
+            curve=_curve(6, 1, i) if kind == "attention" else _curve(24, 4, i),
+            unit_cost=5.0 if kind == "attention" else 1.0,
+            multiple=multiple if kind == "ffn" else 1,
+        )
+        for i, (name, kind) in enumerate(kinds.items())
+    }
+    budget = share * sum(i.units * i.unit_cost for i in items.values())
+    kept = {name: keep.numel() for name, keep in allocate_uniform(items, kinds, budget).items()}
+    assert kept["a0"] == kept["a1"]
+    assert kept["f0"] == kept["f1"]
+    assert kept["f0"] % multiple == 0
+
+    def loss(heads: int, neurons: int) -> float:
+        total = 0.0
+        for name, kind in kinds.items():
+            curve = items[name].curve
+            gone = 6 - heads if kind == "attention" else 24 - neurons
+            total += float(np.interp(gone, curve.removed.numpy(), curve.loss.numpy()))
+        return total
+
+    pairs = [(h, n) for h in range(7) for n in range(0, 25, multiple) if 10 * h + 2 * n <= budget + 1e-9]
+    assert loss(kept["a0"], kept["f0"]) == pytest.approx(min(loss(*pair) for pair in pairs))
+
+
+def test_uniform_allocation_needs_equal_sizes_and_respects_the_least() -> None:
+    items = {"a": Item(curve=_curve(4, 1, 0), unit_cost=1.0), "b": Item(curve=_curve(6, 1, 1), unit_cost=1.0)}
+    with pytest.raises(BudgetError, match=r"\[4, 6\] units"):
+        allocate_uniform(items, {"a": "ffn", "b": "ffn"}, 5.0)
+    whole = {"a": Item(curve=_curve(4, 1, 0), unit_cost=1.0, least=4), "b": Item(curve=_curve(6, 1, 1), unit_cost=1.0)}
+    kept = allocate_uniform(whole, {"a": "attention", "b": "ffn"}, 7.0)
+    assert (kept["a"].numel(), kept["b"].numel()) == (4, 3)
+    with pytest.raises(BudgetError, match="at least 0.4"):
+        allocate_uniform(whole, {"a": "attention", "b": "ffn"}, 3.0)

@@ -7,9 +7,10 @@
 
 from faster_pruner.checkpoint import load
 from faster_pruner.job import Columns, PruneResult, evaluate, prune
-from faster_pruner.options import CalibrationOptions, Method, SolverOptions, preset
+from faster_pruner.options import Budget, CalibrationOptions, Method, SolverOptions, preset
 
 __all__ = [
+    "Budget",
     "CalibrationOptions",
     "Columns",
     "Method",

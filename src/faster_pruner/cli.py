@@ -7,20 +7,25 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec, cast
 
 import typer
 from rich.console import Console
 
 from faster_pruner import demo as demo_job
 from faster_pruner import job
-from faster_pruner.errors import FasterPrunerError
+from faster_pruner.errors import FasterPrunerError, OptionError
 from faster_pruner.options import (
+    ALLOCATIONS,
+    PRECISIONS,
     PRESETS,
     RECOVERIES,
     SELECTIONS,
     SOLVERS,
+    AllocationName,
+    Budget,
     CalibrationOptions,
+    PrecisionName,
     customise,
     preset,
 )
@@ -72,6 +77,15 @@ def _show(result: job.PruneResult, output: Path) -> None:
     )
 
 
+def _multiple(text: str | None) -> int | Literal["auto"] | None:
+    """The value of --round-to. Raises OptionError."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal():
+        raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
+    return int(text)
+
+
 def _version(show: bool) -> None:
     if show:
         print(version("faster-pruner"))
@@ -116,6 +130,20 @@ def prune(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the pruned checkpoint.", show_default=False)
     ],
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
+            "plain transformers opens the result)."
+        ),
+    ] = "free",
+    round_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
+            show_default=False,
+        ),
+    ] = None,
     task: TaskName = None,
     data: Data = None,
     text_column: TextColumn = None,
@@ -137,6 +165,18 @@ def prune(
     calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the calibration sample.")] = 0,
     max_length: MaxLength = 128,
+    precision: Annotated[
+        str,
+        typer.Option(help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it."),
+    ] = "auto",
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Most GiB of hidden states kept in memory; the rest goes to temporary files. "
+            "Default: half of what is free.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in --output.")
     ] = False,
@@ -148,14 +188,20 @@ def prune(
     )
     result = job.prune(
         model,
-        macs=macs,
+        macs=Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to)),
         task=task,
         data=data,
         columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
         output=output,
         overwrite=overwrite,
         method=method,
-        calibration=CalibrationOptions(rows=calibration_rows, seed=seed, max_length=max_length),
+        calibration=CalibrationOptions(
+            rows=calibration_rows,
+            seed=seed,
+            max_length=max_length,
+            precision=cast(PrecisionName, precision),
+            memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
+        ),
         device=device,
         progress=make_progress(),
     )

@@ -75,7 +75,7 @@ class _Prepared:
 def prune(
     model: str | Path,
     *,
-    macs: float,
+    macs: float | Budget,
     task: str | None = None,
     data: str | Path | None = None,
     columns: Columns | None = None,
@@ -90,7 +90,7 @@ def prune(
 
     Args:
         model: local folder or hub id of a fine-tuned text classification or regression model.
-        macs: share of the encoder's MACs to keep, inside (0, 1).
+        macs: share of the encoder's MACs to keep, inside (0, 1), or a `Budget` that also says which sizes are allowed.
         task: a GLUE task by name; other data is described by `columns`.
         data: local folder with one file per split; None for the hub.
         columns: in place of the task's own.
@@ -106,7 +106,7 @@ def prune(
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
     options = PruneOptions(
-        budget=Budget(macs=macs),
+        budget=macs if isinstance(macs, Budget) else Budget(macs=macs),
         method=preset(method) if isinstance(method, str) else method,
         calibration=calibration or CalibrationOptions(),
     )
@@ -128,7 +128,18 @@ def prune(
     if folder is not None:
         needed = stored_bytes(opened.model, opened.dtype)
         check_output(folder, overwrite=overwrite, bytes_needed=needed)
+    if options.budget.round_to == "auto":
+        with clock.stage("measure multiples"):
+            options = replace(options, budget=replace(options.budget, round_to=_measured_multiple(opened)))
     return _run(prepared, options, clock, folder, overwrite=overwrite)
+
+
+def _measured_multiple(opened: checkpoint.Opened) -> int:
+    """The multiple of neurons that this device runs fastest."""
+    ffn = [s for s in resolve(opened.model, opened.family) if s.kind == "ffn"]
+    parameter = next(opened.model.parameters())
+    dtype = opened.dtype if parameter.device.type == "cuda" else torch.float32
+    return latency.fastest_multiple(ffn[0].width, max(s.units for s in ffn), device=parameter.device, dtype=dtype)
 
 
 def _run(

@@ -17,6 +17,8 @@ SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
 RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
 SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
 
+AllocationName = Literal["free", "bucketed", "uniform", "stock"]
+ALLOCATIONS: tuple[AllocationName, ...] = ("free", "bucketed", "uniform", "stock")
 PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
 
 
@@ -84,6 +86,7 @@ class Method:
         rounds: prune in this many steps of equal ratio when the budget is below `rounds_below`, with new statistics
             of the half-pruned, recovered model before each step.
         rounds_below: see `rounds`.
+        round_to: numbers of neurons are a multiple of this, or all of them, when the budget does not say otherwise.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Method:
     align_ridge: float = 1e-2
     rounds: int = 1
     rounds_below: float = 0.25
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         _one_of("selection", self.selection, SELECTIONS)
@@ -145,6 +149,7 @@ PRESETS: dict[str, Method] = {
         solver=SolverOptions(name="auto", ridge=1e-2),
         align=True,
         rounds=2,
+        round_to=8,
     ),
     "kwon2022": _KWON,
     # The paper gives neither its tolerance, its damping nor its iteration limit: these are our choice
@@ -230,15 +235,27 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the pruned model may cost.
+    """What the pruned model may cost, and which sizes its sublayers may have.
 
     Attributes:
         macs: share of the encoder's MACs to keep, inside (0, 1).
+        allocation: `free` lets every sublayer have its own size; `bucketed` takes sizes from a small set (quarters of
+            the heads, eighths of the neurons); `uniform` gives all layers the same size; `stock` does so, too, and
+            removes only what the stock config can express.
+        round_to: numbers of neurons are a multiple of this, or all of them; "auto" measures which multiple the device
+            likes; None leaves it to the method.
     """
 
     macs: float
+    allocation: AllocationName = "free"
+    round_to: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        _one_of("allocation", self.allocation, ALLOCATIONS)
+        if isinstance(self.round_to, str):
+            _one_of("--round-to", self.round_to, ("auto", "a number"))
+        elif self.round_to is not None:
+            _at_least("--round-to", self.round_to, 1)
         if not 0.0 < self.macs < 1.0:
             raise BudgetError(
                 f"--macs is {self.macs:g}; it is the share of the encoder's MACs to keep, between 0 and 1"

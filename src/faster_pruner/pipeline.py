@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +21,7 @@ from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.calibrate import Needs, Statistics, calibrate
 from faster_pruner.capture import PassSetting
 from faster_pruner.costs import encoder_macs, unit_macs
+from faster_pruner.errors import BudgetError
 from faster_pruner.families import FamilySpec, Sublayer, resolve
 from faster_pruner.losses import labelled, problem_of, true_fisher
 from faster_pruner.options import Budget, CalibrationOptions, Method
@@ -27,12 +29,15 @@ from faster_pruner.precision import choose_precision
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.recover import recover
 from faster_pruner.results import SublayerResult
-from faster_pruner.selection.budget import Item, allocate
+from faster_pruner.selection.budget import Item, allocate, allocate_uniform
 from faster_pruner.selection.fisher import diagonal, grouped
-from faster_pruner.selection.obs import damped, eliminate, square_root
+from faster_pruner.selection.obs import additive, damped, eliminate, square_root
 from faster_pruner.selection.rearrange import rearrange
 from faster_pruner.selection.search import Candidates, Selection, search_masks
 from faster_pruner.storage import Shelf, default_limit
+
+# Sizes that a sublayer of a kind may have under bucketed allocation, besides none.
+_BUCKETS = {"attention": 4, "ffn": 8}
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     dense = calibrated
     total = encoder_macs(dense.sublayers, dense.data.length)
     units = {s.name: s.units for s in dense.sublayers}
+    sizes = sizes_allowed(dense.sublayers, budget, method)
     teacher = _teacher(dense, method, budget.macs)
     model = copy.deepcopy(dense.model)
     present = dense
@@ -157,7 +163,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
         if place > 0:
             present = _retake(dense, model, method, clock)
         with clock.stage("selection"):
-            selection = select(present, method, share * total)
+            selection = select(present, method, share * total, sizes)
         kept = [s for s in surgery.prune_units(model, dense.family, selection) if s.name in units]
         with clock.stage("recovery", total=len(kept)):
             results = recover(
@@ -180,20 +186,77 @@ def _retake(dense: Calibrated, model: PreTrainedModel, method: Method, clock: St
     return _take_statistics(model, dense.family, dense.data, method, needs=needs, clock=clock)
 
 
-def select(calibrated: Calibrated, method: Method, budget: float) -> Selection:
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Which unit counts a selection may leave.
+
+    Attributes:
+        multiple: by sublayer; 1 for any count.
+        whole: sublayers that must keep all their units.
+        uniform: whether all sublayers of a kind must have the same count.
+    """
+
+    multiple: dict[str, int] = field(default_factory=dict[str, int])
+    whole: frozenset[str] = frozenset()
+    uniform: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether any count will do."""
+        return not self.whole and not self.uniform and all(multiple == 1 for multiple in self.multiple.values())
+
+
+def sizes_allowed(sublayers: Sequence[Sublayer], budget: Budget, method: Method) -> Sizes:
+    """What `Budget.allocation` and `Budget.round_to` mean for the sublayers of a dense model."""
+    round_to = method.round_to if budget.round_to is None else budget.round_to
+    if isinstance(round_to, str):
+        raise BudgetError("measure the multiple first (latency.fastest_multiple) and put the number into round_to")
+    multiple = {s.name: min(round_to, s.units) if s.kind == "ffn" else 1 for s in sublayers}
+    if budget.allocation == "bucketed":
+        for s in sublayers:
+            bucket = max(1, s.units // _BUCKETS[s.kind])
+            # a bucket that is a multiple of what was asked to be rounded to
+            multiple[s.name] = math.ceil(bucket / multiple[s.name]) * multiple[s.name]
+    whole = {s.name for s in sublayers if not s.spec.stock} if budget.allocation == "stock" else set[str]()
+    uniform = budget.allocation in ("uniform", "stock")
+    return Sizes(multiple=multiple, whole=frozenset(whole), uniform=uniform)
+
+
+def select(calibrated: Calibrated, method: Method, budget: float, sizes: Sizes | None = None) -> Selection:
     """The units to keep in each sublayer so that at most `budget` MACs per row remain. Raises BudgetError."""
+    sizes = sizes or Sizes()
     sublayers, length = calibrated.sublayers, calibrated.data.length
     if method.selection == "second-order":
-        return allocate({s.name: loss_item(calibrated, s, method) for s in sublayers}, budget)
+        return _allocate({s.name: loss_item(calibrated, s, method) for s in sublayers}, sublayers, budget, sizes)
     groups = {s.name: grouped(_gradients(calibrated.statistics, s), method.fisher_batch) for s in sublayers}
-    candidates = {
-        s.name: Candidates(kind=s.kind, importance=diagonal(groups[s.name]), unit_cost=unit_macs(s, length))
-        for s in sublayers
-    }
-    selection = search_masks(candidates, budget)
+    importance = {s.name: diagonal(groups[s.name]) for s in sublayers}
+    cost = {s.name: unit_macs(s, length) for s in sublayers}
+    if sizes.free:
+        candidates = {
+            s.name: Candidates(kind=s.kind, importance=importance[s.name], unit_cost=cost[s.name]) for s in sublayers
+        }
+        selection = search_masks(candidates, budget)
+    else:
+        items = {s.name: Item(curve=additive(importance[s.name]), unit_cost=cost[s.name]) for s in sublayers}
+        selection = _allocate(items, sublayers, budget, sizes)
     if method.rearrange:
         selection = {name: rearrange(keep, groups[name]) for name, keep in selection.items()}
     return selection
+
+
+def _allocate(items: dict[str, Item], sublayers: Sequence[Sublayer], budget: float, sizes: Sizes) -> Selection:
+    """Spend the budget on the sizes that are allowed."""
+    offered = {
+        s.name: replace(
+            items[s.name],
+            multiple=sizes.multiple.get(s.name, 1),
+            least=s.units if s.name in sizes.whole else 0,
+        )
+        for s in sublayers
+    }
+    if sizes.uniform:
+        return allocate_uniform(offered, {s.name: s.kind for s in sublayers}, budget)
+    return allocate(offered, budget)
 
 
 def _gradients(statistics: Statistics, sublayer: Sublayer) -> torch.Tensor:

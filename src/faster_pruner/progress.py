@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -67,10 +67,16 @@ class PlainLines:
 
 
 class StageClock:
-    """Times the stages of a run and passes them on to a listener."""
+    """Times the stages of a run and passes them on to a listener.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: the listener.
+        synchronise: waits for the device, before every reading of the time.
+    """
+
+    def __init__(self, progress: Progress, *, synchronise: Callable[[], None] | None = None) -> None:
         self.progress = progress
+        self._synchronise = synchronise or (lambda: None)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -81,6 +87,7 @@ class StageClock:
         try:
             yield
         finally:
+            self._synchronise()
             seconds = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self.progress.end(seconds)

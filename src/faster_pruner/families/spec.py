@@ -48,6 +48,8 @@ class SublayerSpec:
         unit_size: where the columns per unit are read; None for 1.
         followers: attributes that follow the unit count.
         config_key: the config field that counts the units.
+        stock: whether the stock class builds another number of units when that field says so. (Heads: no, where it
+            takes the head size to be the width divided by their number.)
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class SublayerSpec:
     unit_size: UnitSize | None = None
     followers: tuple[Follower, ...] = ()
     config_key: str
+    stock: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ _BERT_SUBLAYERS = (
         producers=("intermediate.dense",),
         residual="intermediate",
         config_key="intermediate_size",
+        stock=True,
     ),
 )
 
@@ -54,6 +55,7 @@ FAMILIES: dict[str, FamilySpec] = {
                 producers=("ffn.lin1",),
                 residual="ffn",
                 config_key="hidden_dim",
+                stock=True,
             ),
         ),
     ),

@@ -47,6 +47,13 @@ class Curve:
     loss: Tensor
 
 
+def additive(importance: Tensor) -> Curve:
+    """The curve of units whose losses just add up, least important first: importance [U] (first-order selection)."""
+    order = importance.argsort(stable=True).cpu()
+    loss = importance.double().cpu()[order].cumsum(dim=0)
+    return Curve(order=order, removed=torch.arange(order.numel() + 1), loss=torch.cat([loss.new_zeros(1), loss]))
+
+
 def square_root(matrix: Tensor) -> Tensor:
     """A factor R [d, r] with ``R R' = matrix`` for a symmetric semi-definite [d, d], of its numerical rank r.
 

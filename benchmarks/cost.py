@@ -1,0 +1,325 @@
+"""What pruning costs, in FB: one forward + backward (activation gradients only) over the same batches, in one process.
+
+python benchmarks/cost.py --part stages      every stage of every preset, against FB, float32 and bfloat16
+python benchmarks/cost.py --part memory      peak memory, each case in a fresh process, beside the formula
+python benchmarks/cost.py --part scaling     rows, width and depth; draws docs/scaling.png
+python benchmarks/cost.py --show             docs/cost.md from the saved JSON, nothing computed
+
+Runs unchanged on a GPU (--device cuda).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
+
+from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result
+from faster_pruner import job
+from faster_pruner.batches import Batch, EncodedRows, pack
+from faster_pruner.capture import activation_gradients_only
+from faster_pruner.families import FamilySpec, base_model, family_of, resolve
+from faster_pruner.options import PRESETS, Budget, CalibrationOptions, PrecisionName
+from faster_pruner.pipeline import calibrate_model, cut
+from faster_pruner.precision import choose_precision, forward_in
+from faster_pruner.progress import Silent, StageClock
+
+DOCS = Path(__file__).parents[1] / "docs"
+FIRST, FURTHER = Budget(macs=0.5), Budget(macs=0.3)
+CASES = ("sst2", "mrpc", "bert-base", "distilbert")
+_EMBEDDINGS = {"bert": "embeddings", "distilbert": "embeddings"}
+
+
+def case(name: str, device: torch.device, rows: int | None = None) -> tuple[PreTrainedModel, EncodedRows]:
+    """A real model and its calibration rows; or random weights of a standard size on real rows."""
+    if name in ROWS:
+        opened = open_model(name, str(device))
+        return opened.model, calibration_rows(opened, name, rows or ROWS[name], 0)
+    encoded = calibration_rows(open_model("mrpc", "cpu"), "mrpc", rows or 512, 0)
+    torch.manual_seed(0)
+    config = BertConfig() if name == "bert-base" else DistilBertConfig()
+    placed: Any = AutoModelForSequenceClassification.from_config(config).eval()
+    if name == "distilbert":
+        tokens = [{"input_ids": row["input_ids"]} for row in encoded.tokens]
+        encoded = EncodedRows(tokens=tokens, labels=encoded.labels, padding={"input_ids": 0})
+    return placed.to(device), encoded
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forward_backward(model: PreTrainedModel, batches: list[Batch], precision: PrecisionName) -> float:
+    """Seconds of one FB; the graph starts at the embeddings' output."""
+    device = batches[0].rows.device
+    base, _ = base_model(model)
+    synchronise(device)
+    with activation_gradients_only(model):
+        embeddings = base.get_submodule(_EMBEDDINGS[str(model.config.model_type)])
+        handle = embeddings.register_forward_hook(lambda _m, _a, output: output.detach().requires_grad_())
+        started = time.perf_counter()
+        for batch in batches:
+            with forward_in(precision, device):
+                logits = model(**batch.inputs).logits
+            logits.float().sum().backward()
+        synchronise(device)
+        handle.remove()
+    return time.perf_counter() - started
+
+
+def timed(
+    model: PreTrainedModel, family: FamilySpec, rows: EncodedRows, preset: str, precision: PrecisionName
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Stage seconds of one run: the first budget with its statistics, then a further budget from the same ones."""
+    device = next(model.parameters()).device
+    clock = StageClock(Silent(), synchronise=lambda: synchronise(device))
+    options = CalibrationOptions(precision=precision)
+    calibrated = calibrate_model(model, family, rows, PRESETS[preset], options, clock=clock)
+    cut(calibrated, FIRST, PRESETS[preset], clock=clock)
+    yield "one budget", clock.seconds
+    clock = StageClock(Silent(), synchronise=lambda: synchronise(device))
+    cut(calibrated, FURTHER, PRESETS[preset], clock=clock)
+    yield "further budget", clock.seconds
+
+
+def stages(names: list[str], presets: list[str], repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """Medians over repeats that alternate FB and every preset."""
+    found: list[dict[str, Any]] = []
+    precisions: list[PrecisionName] = ["float32"]
+    if choose_precision("auto", device) == "bfloat16":
+        precisions.append("bfloat16")
+    for name in names:
+        model, rows = case(name, device)
+        family = family_of(str(model.config.model_type))
+        batches = pack(rows, tokens_per_batch=CalibrationOptions().tokens_per_batch, device=device)
+        for precision in precisions:
+            forward_backward(model, batches[-2:], precision)
+            unit: list[float] = []
+            seconds: dict[tuple[str, str], list[dict[str, float]]] = {}
+            for _ in range(repeats):
+                for preset in presets:
+                    unit.append(forward_backward(model, batches, precision))
+                    for what, each in timed(model, family, rows, preset, precision):
+                        seconds.setdefault((preset, what), []).append(each)
+            fb = statistics.median(unit)
+            for (preset, what), runs in seconds.items():
+                totals = sorted(sum(run.values()) / fb for run in runs)
+                record = {
+                    "case": name,
+                    "precision": precision,
+                    "preset": preset,
+                    "what": what,
+                    "fb": statistics.median(totals),
+                    "low": totals[0],
+                    "high": totals[-1],
+                    "stages": {key: statistics.median(run[key] for run in runs) / fb for key in runs[0]},
+                    "fb_seconds": fb,
+                    "fb_spread": [min(unit), max(unit)],
+                }
+                found.append(record)
+                print({k: v for k, v in record.items() if k != "fb_spread"}, flush=True)
+    return found
+
+
+def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: str) -> dict[str, int]:
+    """The formula of docs/cost.md: bytes beyond a process that has run one FB, for the default preset.
+
+    student copy + statistics (n^2 + d^2 per sublayer, float32) + hidden states of all real tokens (two per sublayer, d
+    float32 each; last FFN: one token per row) + suspended forwards (largest sublayer's activations of all padded
+    tokens) + elimination or solve of the widest sublayer (four float64 n x n).
+    """
+    sublayers = resolve(model, family_of(str(model.config.model_type)))
+    real = sum(int(batch.mask.sum()) for batch in batches)
+    padded = sum(batch.mask.numel() for batch in batches)
+    width, widest = sublayers[0].width, max(s.columns for s in sublayers)
+    heads = max(s.columns for s in sublayers if s.kind == "attention")
+    size = 2 if precision == "bfloat16" else 4
+    return {
+        "student": 4 * sum(p.numel() for p in model.parameters()),
+        "statistics": 4 * sum(s.columns**2 + s.width**2 for s in sublayers),
+        "hidden states": 4 * width * real * (2 * len(sublayers) - 2),
+        "suspended": padded * (max(size * widest, 4 * size * heads) + 2 * 4 * width),
+        "solve": 4 * 8 * widest**2,
+    }
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1024**2
+
+
+def memory_run(name: str, limit: int | None) -> dict[str, Any]:
+    """One case in this process: peak after one FB, peak after the whole run, and the formula."""
+    device = torch.device("cpu")
+    model, rows = case(name, device)
+    batches = pack(rows, tokens_per_batch=CalibrationOptions().tokens_per_batch, device=device)
+    precision = choose_precision("auto", device)
+    forward_backward(model, batches, precision)
+    after_fb = peak_memory_mb()
+    terms = predicted_memory(model, batches, precision)
+    if limit is not None:
+        kept = min(limit, terms["hidden states"])
+        terms["suspended"] = min(terms["suspended"], limit - kept + terms["suspended"] // 2)
+        terms["hidden states"] = kept
+    options = CalibrationOptions(memory_limit=limit)
+    started = time.perf_counter()
+    calibrated = calibrate_model(model, family_of(str(model.config.model_type)), rows, PRESETS["default"], options)
+    cut(calibrated, FIRST, PRESETS["default"])
+    return {
+        "case": name,
+        "limit_mb": None if limit is None else limit / 1024**2,
+        "peak_after_fb_mb": after_fb,
+        "peak_mb": peak_memory_mb(),
+        "predicted_mb": after_fb + sum(terms.values()) / 1024**2,
+        "terms_mb": {key: value / 1024**2 for key, value in terms.items()},
+        "spilled_mb": calibrated.data.setting.shelf.spilled / 1024**2,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def memory(names: list[str]) -> list[dict[str, Any]]:
+    """Every case in a fresh process, without and with a limit."""
+    found: list[dict[str, Any]] = []
+    for name in names:
+        for limit in ("", str(64 * 1024**2)):
+            command = [sys.executable, __file__, "--memory-child", name, "--limit", limit]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found.append(json.loads(printed.splitlines()[-1]))
+            print(found[-1], flush=True)
+    return found
+
+
+def scaling(device: torch.device) -> list[dict[str, Any]]:
+    """Seconds of the default preset (one budget) against rows, width and depth."""
+    found: list[dict[str, Any]] = []
+    model, _ = case("sst2", device)
+
+    def measure(axis: str, value: int, of: PreTrainedModel, rows: EncodedRows) -> None:
+        family = family_of(str(of.config.model_type))
+        batches = pack(rows, tokens_per_batch=CalibrationOptions().tokens_per_batch, device=device)
+        precision = choose_precision("auto", device)
+        forward_backward(of, batches[-2:], precision)
+        fb = forward_backward(of, batches, precision)
+        parts = dict(timed(of, family, rows, "default", precision))["one budget"]
+        found.append({"axis": axis, "value": value, "seconds": sum(parts.values()), "stages": parts, "fb_seconds": fb})
+        print(found[-1], flush=True)
+
+    for count in (256, 512, 1024, 2048, 4096, 8192):
+        measure("rows", count, model, case("sst2", device, count)[1])
+    _, rows = case("mrpc", device, 256)
+    make: Callable[..., Any] = AutoModelForSequenceClassification.from_config
+    for width in (256, 384, 512, 768, 1024):
+        config = BertConfig(
+            hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width, num_hidden_layers=6
+        )
+        measure("width", width, make(config).eval().to(device), rows)
+    for depth in (2, 4, 8, 12, 24):
+        config = BertConfig(hidden_size=256, num_attention_heads=4, intermediate_size=1024, num_hidden_layers=depth)
+        measure("depth", depth, make(config).eval().to(device), rows)
+    return found
+
+
+def plot(records: list[dict[str, Any]], file: Path) -> None:
+    """One panel per axis: seconds by stage, and FB."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4))
+    for panel, axis in zip(panels, ("rows", "width", "depth"), strict=True):
+        own = [r for r in records if r["axis"] == axis]
+        x = [r["value"] for r in own]
+        for stage in own[0]["stages"]:
+            panel.plot(x, [r["stages"][stage] for r in own], marker="o", markersize=3, label=stage)
+        panel.plot(x, [r["seconds"] for r in own], "k-", marker="o", markersize=3, label="all")
+        panel.plot(x, [r["fb_seconds"] for r in own], "k:", label="one forward + backward")
+        panel.set(xlabel=axis, ylabel="seconds" if axis == "rows" else "", xscale="log", yscale="log")
+        panel.set_xticks(x, [str(v) for v in x])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def write_page() -> None:
+    """docs/cost.md: the tables, between its markers."""
+    page = DOCS / "cost.md"
+    text = page.read_text()
+    stage_rows = [
+        "| model | passes in | preset | one budget (.5), FB | statistics | selection | recovery "
+        "| further budget (.3), FB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    records = read_result("cost-stages") or []
+    for first in (r for r in records if r["what"] == "one budget"):
+        same = ("case", "precision", "preset")
+        second = next(r for r in records if r["what"] == "further budget" and all(r[key] == first[key] for key in same))
+        parts = " | ".join(f"{first['stages'][key]:.2f}" for key in ("statistics", "selection", "recovery"))
+        stage_rows.append(
+            f"| {first['case']} | {first['precision']} | `{first['preset']}` | "
+            f"**{first['fb']:.2f}** ({first['low']:.2f}-{first['high']:.2f}) | {parts} | "
+            f"**{second['fb']:.2f}** ({second['low']:.2f}-{second['high']:.2f}) |"
+        )
+    memory_rows = [
+        "| model | limit on hidden states | peak after one FB, MB | peak, MB | formula, MB | spilled, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in read_result("cost-memory") or []:
+        limit = "none" if r["limit_mb"] is None else f"{r['limit_mb']:.0f} MB"
+        numbers = (r["peak_after_fb_mb"], r["peak_mb"], r["predicted_mb"], r["spilled_mb"])
+        memory_rows.append(f"| {r['case']} | {limit} | " + " | ".join(f"{n:.0f}" for n in numbers) + " |")
+    for name, rows in (("stages", stage_rows), ("memory", memory_rows)):
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        head, rest = text.split(start, 1)
+        text = head + start + "\n".join(rows) + "\n" + end + rest.split(end, 1)[1]
+    page.write_text(text)
+    records = read_result("cost-scaling")
+    if records:
+        plot(records, DOCS / "scaling.png")
+
+
+def main() -> None:
+    """Run or show one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["stages", "memory", "scaling"])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--presets", default=",".join(PRESETS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--memory-child", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_child:
+        print(json.dumps(memory_run(arguments.memory_child, int(arguments.limit) if arguments.limit else None)))
+        return
+    device = job.pick_device(arguments.device)
+    names = arguments.cases.split(",")
+    if arguments.part == "stages":
+        measured = stages(names, arguments.presets.split(","), arguments.repeats, device)
+        again = {(r["case"], r["preset"]) for r in measured}
+        kept = [r for r in read_result("cost-stages") or [] if (r["case"], r["preset"]) not in again]
+        write_result("cost-stages", kept + measured)
+    elif arguments.part == "memory":
+        write_result("cost-memory", memory(names))
+    elif arguments.part == "scaling":
+        write_result("cost-scaling", scaling(device))
+    write_page()
+
+
+if __name__ == "__main__":
+    main()
