@@ -95,12 +95,6 @@ def test_a_loaded_model_fine_tunes_with_trainer(pruned: Path, tmp_path: Path) ->
     assert not torch.equal(model.classifier.weight, before)
 
 
-def test_plain_transformers_refuses_the_folder_loudly(pruned: Path) -> None:
-    for ignore in (False, True):
-        with pytest.raises(Exception, match="per-layer attribute"):
-            transformers.AutoModelForSequenceClassification.from_pretrained(pruned, ignore_mismatched_sizes=ignore)
-
-
 def test_half_precision_checkpoints(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         folder = tiny.save_checkpoint(tmp_path / str(dtype), dtype=dtype)

@@ -5,6 +5,7 @@
 >>> model = load("smaller")                                                     # doctest: +SKIP
 """
 
+from faster_pruner import auto as _auto
 from faster_pruner.checkpoint import load
 from faster_pruner.job import Columns, PruneResult, evaluate, prune
 from faster_pruner.options import Budget, CalibrationOptions, Method, SolverOptions, preset
@@ -21,3 +22,5 @@ __all__ = [
     "preset",
     "prune",
 ]
+
+_auto.register()

@@ -5,9 +5,11 @@ A pruned checkpoint is a Hugging Face folder (config.json, model.safetensors, to
 * ``faster_pruner``: ``{"format": 1, "per_layer_config": {"0": {"num_attention_heads": 7, ...}, ...}}``, which
   `load` reads;
 * ``per_layer_config``: the same sizes in the shape that transformers itself uses for heterogeneous models, so that a
-  stock
-  ``from_pretrained`` refuses the folder loudly instead of re-initialising layers.
+  stock ``from_pretrained`` refuses the folder loudly instead of re-initialising layers;
+* ``auto_map``: a generated file that builds the stock class with these sizes (``trust_remote_code=True``, see
+  `remote`).
 
+Where the stock class can express the sizes, the last two are absent and plain transformers opens the folder.
 Nothing is ever unpickled, and nothing that a config says becomes a path or code.
 """
 
@@ -32,13 +34,14 @@ from faster_pruner import surgery
 from faster_pruner.batches import Batch
 from faster_pruner.capture import inference
 from faster_pruner.errors import CheckpointError, OutputError, VerificationError
-from faster_pruner.families import FamilySpec, family_of, resolve
+from faster_pruner.families import FamilySpec, base_model, family_of, resolve
+from faster_pruner.remote import MODULE, remote_code
 
 METADATA_KEY = "faster_pruner"
 FORMAT = 1
 _CONFIG = "config.json"
 
-_AUTO_CLASSES = (
+AUTO_CLASSES = (
     transformers.AutoModelForSequenceClassification,
     transformers.AutoModelForTokenClassification,
     transformers.AutoModelForQuestionAnswering,
@@ -177,7 +180,7 @@ def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> PreTrainedMode
         units = _units_from_metadata(raw, family, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
-    return _from_pretrained(place, config, stock, family=family, units=units, dtype=dtype)
+    return _open_weights(place, config, stock, family=family, units=units, dtype=dtype)
 
 
 def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrainedModel]:
@@ -185,14 +188,21 @@ def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrain
     imported by name.
     """
     wanted = raw.get("architectures") or []
-    for auto in _AUTO_CLASSES:
-        mapping: Any = auto._model_mapping  # pyright: ignore[reportPrivateUsage]
-        if type(config) in mapping and mapping[type(config)].__name__ in wanted:
-            return mapping[type(config)]
+    for auto in AUTO_CLASSES:
+        found = stock_class_of(auto, type(config))
+        if found is not None and found.__name__ in wanted:
+            return found
     raise CheckpointError(
         f"{_CONFIG} names the architecture {wanted!r}, which is not a supported {config.model_type} class; "
         "a fine-tuned ...ForSequenceClassification checkpoint is expected"
     )
+
+
+def stock_class_of(auto: Any, config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
+    """The transformers class that `auto` has for a config class, None when it has none."""
+    found = auto._model_mapping.get(config_class, None)
+    # the module `auto` may have put its stand-in there
+    return getattr(found, "stock_class", found)
 
 
 def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTrainedConfig) -> dict[str, int]:
@@ -223,7 +233,7 @@ def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTra
     return units
 
 
-def _from_pretrained(
+def _open_weights(
     place: str,
     config: PreTrainedConfig,
     stock: type[PreTrainedModel],
@@ -232,18 +242,11 @@ def _from_pretrained(
     units: dict[str, int],
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """Transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
-
-    class Resized(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            surgery.resize(self, family, units)
-
-    Resized.__name__ = Resized.__qualname__ = stock.__name__
+    """The model with its weights; transformers' errors as one line of ours."""
     try:
         with quiet_transformers():
-            loaded: Any = Resized.from_pretrained(
-                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            model, info = _resized_from_pretrained(
+                stock, family, units, place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
@@ -258,13 +261,41 @@ def _from_pretrained(
             f"{place!r}: the tensors do not fit {_CONFIG} ({reason}); "
             "a checkpoint that another tool has pruned is not supported"
         ) from error
-    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
+    return model.eval()
+
+
+def from_pretrained_with_sizes(
+    place: Any, config: PreTrainedConfig, stock: type[PreTrainedModel], *args: Any, **kwargs: Any
+) -> Any:
+    """`stock.from_pretrained` for a config that carries our sizes; arguments and result are transformers' own.
+
+    Raises:
+        CheckpointError: the sizes are not possible ones.
+    """
+    family = family_of(str(config.model_type))
+    units = _units_from_metadata({METADATA_KEY: getattr(config, METADATA_KEY)}, family, config)
+    return _resized_from_pretrained(stock, family, units, place, *args, config=config, **kwargs)
+
+
+def _resized_from_pretrained(
+    stock: type[PreTrainedModel], family: FamilySpec, units: dict[str, int], *args: Any, **kwargs: Any
+) -> Any:
+    """Transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
+
+    class Resized(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            surgery.resize(self, family, units)
+
+    Resized.__name__ = Resized.__qualname__ = stock.__name__
+    loaded: Any = Resized.from_pretrained(*args, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__class__ = stock
     _own_memory(model)
-    return model.eval()
+    return loaded
 
 
 @torch.no_grad()
@@ -275,7 +306,8 @@ def _own_memory(model: PreTrainedModel) -> None:
     allocations: the same weights would give logits that differ in the last bit.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.clone()
+        if not tensor.is_meta:
+            tensor.data = tensor.data.clone()
 
 
 def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict[str, int]]:
@@ -287,8 +319,25 @@ def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict
 
 
 def mark_as_pruned(model: PreTrainedModel, family: FamilySpec) -> None:
-    """Put the sizes into the model's config, so that every later `save_pretrained` keeps them."""
-    setattr(model.config, METADATA_KEY, {"format": FORMAT, "per_layer_config": describe_sizes(model, family)})
+    """Put the sizes into the model's config, so that every later `save_pretrained` keeps them.
+
+    Sizes that the stock config can express (the same in every layer, see `SublayerSpec.stock`) go there as well.
+    """
+    sizes = describe_sizes(model, family)
+    for spec in family.sublayers:
+        counts = {layer[spec.config_key] for layer in sizes.values()}
+        if spec.stock and len(counts) == 1:
+            setattr(model.config, spec.config_key, counts.pop())
+    setattr(model.config, METADATA_KEY, {"format": FORMAT, "per_layer_config": sizes})
+
+
+def opens_with_stock_class(model: PreTrainedModel, family: FamilySpec) -> bool:
+    """Whether plain transformers builds a model of these sizes from its config (see `mark_as_pruned`)."""
+    return all(
+        layer[spec.config_key] == getattr(model.config, spec.config_key)
+        for layer in describe_sizes(model, family).values()
+        for spec in family.sublayers
+    )
 
 
 def write_checkpoint(
@@ -296,21 +345,38 @@ def write_checkpoint(
 ) -> None:
     """Write model, config and tokenizer into an existing folder, weights in `dtype`.
 
+    Where plain transformers cannot open the result, the config also gets the sizes in the shape of transformers' own
+    `per_layer_config` (so that it refuses loudly) and an `auto_map` to a generated file (see `remote`).
+
     Raises:
         OutputError: the disk fills up.
     """
     stored: Any = copy.deepcopy(model).cpu()
     stored = stored.to(dtype)
+    family = family_of(str(model.config.model_type))
     try:
         with quiet_transformers():
             stored.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        path = folder / _CONFIG
+        config = json.loads(path.read_text())
+        config.pop("auto_map", None)
+        if not opens_with_stock_class(model, family):
+            config["per_layer_config"] = config[METADATA_KEY]["per_layer_config"]
+            config["auto_map"] = {auto_class_of(model).__name__: f"{MODULE}.{type(model).__name__}"}
+            code = remote_code(family, type(model).__name__, base_model(model)[1])
+            (folder / f"{MODULE}.py").write_text(code)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
-    path = folder / _CONFIG
-    config = json.loads(path.read_text())
-    config["per_layer_config"] = config[METADATA_KEY]["per_layer_config"]
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def auto_class_of(model: PreTrainedModel) -> Any:
+    """The auto class that opens models of this class."""
+    for auto in AUTO_CLASSES:
+        if stock_class_of(auto, type(model.config)) is type(model):
+            return auto
+    raise CheckpointError(f"{type(model).__name__} belongs to no auto class that faster-pruner knows")
 
 
 def verify(folder: Path, model: PreTrainedModel, batches: Sequence[Batch]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -247,6 +248,13 @@ def demo(
     _show(result, output)
 
 
+def _terminate(signal_number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: temporary folders go, what was there stays."""
+    del signal_number, frame
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the `faster-pruner` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -15,6 +16,9 @@ from faster_pruner.errors import OutputError
 _CONFIG = "config.json"
 # Free space asked for, as a multiple of the dense checkpoint.
 _SPACE_FACTOR = 1.2
+# Linux' renameat2: paths are relative to the working folder; exchange them. (2 is macOS' RENAME_SWAP, too.)
+_AT_FDCWD = -100
+_EXCHANGE = 2
 
 
 def check_output(folder: Path, *, overwrite: bool, bytes_needed: int) -> None:
@@ -68,10 +72,7 @@ def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
         if folder.exists():
             if any(folder.iterdir()) and not overwrite:
                 raise OutputError(f"output folder {str(folder)!r} was filled by someone else meanwhile")
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-            folder.rename(old / folder.name)
-            staging.rename(folder)
-            shutil.rmtree(old)
+            _exchange(staging, folder)
         else:
             staging.rename(folder)
     except OSError as error:
@@ -82,6 +83,30 @@ def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
             for parent in created:
                 if parent.exists() and not any(parent.iterdir()):
                     parent.rmdir()
+
+
+def _exchange(staging: Path, folder: Path) -> None:
+    """Swap two folders in one step, so that a process that is killed leaves either the old or the new one in place.
+
+    Where the system cannot do that (neither Linux' renameat2 nor macOS' renamex_np), the old folder is moved aside
+    first: for the moment between two renames it lies under a hidden name beside its place.
+    """
+    if _system_exchange(os.fsencode(staging), os.fsencode(folder)):
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    folder.rename(aside / folder.name)
+    staging.rename(folder)
+    shutil.rmtree(aside)
+
+
+def _system_exchange(one: bytes, other: bytes) -> bool:
+    """Exchange two paths atomically; False where the system or the file system cannot."""
+    library = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    if hasattr(library, "renameat2"):
+        return library.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _EXCHANGE) == 0
+    if hasattr(library, "renamex_np"):
+        return library.renamex_np(one, other, _EXCHANGE) == 0
+    return False
 
 
 def _make_parents(parent: Path) -> list[Path]:

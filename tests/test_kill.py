@@ -1,0 +1,115 @@
+"""A process that is killed leaves the old folder or the complete new one, never anything between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from faster_pruner.checkpoint import load
+from faster_pruner.output import _exchange, _system_exchange
+
+# Prunes argv[1] with data argv[2] into argv[3] again and again, in forked children that kill themselves at the n-th
+# event: a stage starts, a stage ends, or a file system call of the save is about to happen.
+_CHILD = """
+import os, signal, sys, shutil
+from pathlib import Path
+import safetensors.torch
+from faster_pruner import output, prune
+from faster_pruner.progress import Silent
+
+class Killer(Silent):
+    def __init__(self, at): self.left = at
+    def event(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
+    def start(self, stage, total): self.event()
+    def end(self, seconds): self.event()
+
+def around(owner, name, killer):
+    original = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        killer.event()
+        result = original(*args, **kwargs)
+        killer.event()
+        return result
+    setattr(owner, name, wrapped)
+
+model, data, folder, macs = sys.argv[1:5]
+import torch
+torch.set_num_threads(1)
+for at in range(1, 200):
+    child = os.fork()
+    if child == 0:
+        killer = Killer(at)
+        around(Path, "write_text", killer); around(Path, "rename", killer); around(Path, "chmod", killer)
+        around(output, "_system_exchange", killer); around(shutil, "rmtree", killer)
+        prune(model, task="sst2", data=data, macs=float(macs), output=folder, overwrite=True, progress=killer)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found = Path(folder, "result.json")
+    print(at, os.WIFSIGNALED(status), found.stat().st_mtime_ns if found.exists() else None, flush=True)
+    if not os.WIFSIGNALED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_every_stage_and_in_the_middle_of_the_save(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-c", _CHILD, str(checkpoint), str(data), str(folder), "0.6"]
+    first = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    # into an empty place: nothing, until all of it is there
+    there = [line.split()[2] != "None" for line in first]
+    assert len(first) > 25
+    assert there == sorted(there)
+    assert not there[0]
+    load(folder)
+    before = (folder / "result.json").stat().st_mtime_ns
+    command[-1] = "0.5"
+    second = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    # over an old folder: the old one, then the new one, never none
+    assert "None" not in {line.split()[2] for line in second}
+    assert second[0].split()[2] == str(before)
+    assert json.loads((folder / "result.json").read_text())["macs_asked"] == 0.5
+    load(folder)
+
+
+def test_sigterm_cleans_up_like_ctrl_c(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from faster_pruner import checkpoint, cli\n"
+        "checkpoint.verify = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.argv = ['faster-pruner', *sys.argv[1:]]\n"
+        "cli.main()\n"
+    )
+    options = ["--task", "sst2", "--data", str(data), "--macs", "0.5", "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "prune", str(checkpoint), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 130
+    assert "nothing was written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exchange_with_and_without_the_systems_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for helped in (True, False):
+        if not helped:
+            monkeypatch.setattr("faster_pruner.output._system_exchange", lambda *paths: False)
+        new, old = tmp_path / f"new{helped}", tmp_path / f"old{helped}"
+        new.mkdir()
+        old.mkdir()
+        (new / "a").write_text("new")
+        (old / "a").write_text("old")
+        _exchange(new, old)
+        assert (old / "a").read_text() == "new"
+        assert not (tmp_path / f".old{helped}").exists()
+    if sys.platform == "linux":
+        assert not _system_exchange(b"/no/such/one", b"/no/such/other")
+    assert signal.SIGKILL
