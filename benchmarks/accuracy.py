@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result
 from faster_pruner import surgery
+from faster_pruner.errors import BudgetError
 from faster_pruner.evaluate import evaluate_rows
-from faster_pruner.options import PRESETS, Budget, CalibrationOptions, Method
+from faster_pruner.options import PRESETS, AllocationName, Budget, CalibrationOptions, Method, PrecisionName
 from faster_pruner.pipeline import calibrate_model, cut
 from faster_pruner.tasks import GLUE
 
@@ -24,7 +25,14 @@ METHODS: dict[str, Method] = {
     "search": replace(_KWON, name="search", rearrange=False, recovery="none"),
     "rearrange": replace(_KWON, name="rearrange", recovery="none"),
     **PRESETS,
+    "default float32": PRESETS["default"],
+    "default bucketed": PRESETS["default"],
+    "default uniform": PRESETS["default"],
+    "default stock": PRESETS["default"],
 }
+# What a row changes beside its method.
+PRECISION: dict[str, PrecisionName] = {"default float32": "float32"}
+ALLOCATION: dict[str, AllocationName] = {f"default {name}": name for name in ("bucketed", "uniform", "stock")}
 
 
 def main() -> None:
@@ -48,9 +56,14 @@ def main() -> None:
         rows = calibration_rows(opened, arguments.task, ROWS[arguments.task], seed)
         for name in arguments.methods.split(","):
             method = METHODS[name]
-            calibrated = calibrate_model(opened.model, opened.family, rows, method, CalibrationOptions(seed=seed))
+            options = CalibrationOptions(seed=seed, precision=PRECISION.get(name, "auto"))
+            calibrated = calibrate_model(opened.model, opened.family, rows, method, options)
             for budget in budgets:
-                pruned = cut(calibrated, Budget(macs=budget), method)
+                try:
+                    pruned = cut(calibrated, Budget(macs=budget, allocation=ALLOCATION.get(name, "free")), method)
+                except BudgetError as error:
+                    print(seed, name, budget, error, flush=True)
+                    continue
                 surgery.round_weights(pruned.model, opened.dtype)
                 metrics = evaluate_rows(pruned.model, validation, task, split="validation").metrics
                 found[name, budget].append(metrics)
