@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import statistics
 import warnings
 from collections import defaultdict
@@ -35,7 +36,7 @@ from faster_pruner.recover import recover
 from faster_pruner.selection.search import Candidates, Selection, search_masks
 from faster_pruner.tasks import GLUE
 
-BISECTIONS = 12
+BISECTIONS = 9
 
 
 def magnitude_selection(model: PreTrainedModel, sublayers: list[Sublayer], length: float, share: float) -> Selection:
@@ -58,14 +59,24 @@ def random_selection(sublayers: list[Sublayer], share: float, seed: int) -> Sele
     }
 
 
-def torch_pruning(calibrated: Calibrated, share: float, *, taylor: bool) -> PreTrainedModel:
-    """torch-pruning at the ratio whose measured MACs come closest to the budget from below."""
+def loss_gradients(calibrated: Calibrated) -> dict[str, torch.Tensor]:
+    """Gradient of the calibration loss with respect to every parameter, for the Taylor criterion."""
+    model: Any = copy.deepcopy(calibrated.model)
+    for each in calibrated.data.batches:
+        (model(**each.inputs, labels=each.labels).loss * each.rows.numel()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def torch_pruning(
+    calibrated: Calibrated, share: float, gradients: dict[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
+    """torch-pruning at the ratio whose measured MACs come closest to the budget from below; Taylor with gradients."""
     total = encoder_macs(calibrated.sublayers, calibrated.data.length)
     low, high = 0.0, 1.0
     best: PreTrainedModel | None = None
     for _ in range(BISECTIONS):
         ratio = (low + high) / 2
-        model = _torch_pruned(calibrated, ratio, taylor=taylor)
+        model = _torch_pruned(calibrated, ratio, gradients)
         left = encoder_macs(resolve(model, calibrated.family), calibrated.data.length)
         if left <= share * total:
             best, high = model, ratio
@@ -75,7 +86,7 @@ def torch_pruning(calibrated: Calibrated, share: float, *, taylor: bool) -> PreT
     return best
 
 
-def _torch_pruned(calibrated: Calibrated, ratio: float, *, taylor: bool) -> PreTrainedModel:
+def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, torch.Tensor] | None) -> PreTrainedModel:
     """One run of torch-pruning: heads and neurons, global ranking, `ratio` of both."""
     import torch_pruning as tp
 
@@ -83,9 +94,10 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, *, taylor: bool) -> PreT
     layers = model.bert.encoder.layer
     batch = calibrated.data.batches[-1]
     inputs = {key: value[:2] for key, value in batch.inputs.items()}
-    if taylor:
-        for each in calibrated.data.batches:
-            (model(**each.inputs, labels=each.labels).loss * each.rows.numel()).backward()
+    for name, gradient in (gradients or {}).items():
+        model.get_parameter(name).grad = gradient.clone()
+    taylor, magnitude = tp.importance.GroupTaylorImportance, tp.importance.GroupMagnitudeImportance
+    importance = taylor() if gradients else magnitude(p=2)
     linears = {layer.intermediate.dense: ratio for layer in layers}
     heads = {
         linear: layer.attention.self.num_attention_heads
@@ -98,7 +110,9 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, *, taylor: bool) -> PreT
         tp.pruner.MetaPruner(
             model,
             inputs,
-            importance=tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=2),
+            importance=tp.importance.GroupTaylorImportance()
+            if gradients
+            else tp.importance.GroupMagnitudeImportance(p=2),
             global_pruning=True,
             pruning_ratio=0.0,
             pruning_ratio_dict=linears,
@@ -147,8 +161,9 @@ def main() -> None:
         rows = calibration_rows(opened, arguments.task, ROWS[arguments.task], seed)
         ours = _calibrate(opened, rows, "default", seed)
         kwon = _calibrate(opened, rows, "kwon2022", seed)
+        gradients = loss_gradients(ours)
         for share in map(float, arguments.budgets.split(",")):
-            for name, model in _models(ours, kwon, share, seed).items():
+            for name, model in _models(ours, kwon, gradients, share, seed).items():
                 pruned = model()
                 macs = encoder_macs(resolve(pruned, opened.family), ours.data.length)
                 kept = macs / encoder_macs(ours.sublayers, ours.data.length)
@@ -172,17 +187,20 @@ def _calibrate(opened: Opened, rows: Any, name: str, seed: int) -> Calibrated:
     return calibrate_model(opened.model, opened.family, rows, PRESETS[name], CalibrationOptions(seed=seed))
 
 
-def _models(ours: Calibrated, kwon: Calibrated, share: float, seed: int) -> dict[str, Callable[[], PreTrainedModel]]:
+def _models(
+    ours: Calibrated, kwon: Calibrated, gradients: dict[str, torch.Tensor], share: float, seed: int
+) -> dict[str, Callable[[], PreTrainedModel]]:
     """Every competitor, built when called."""
+    taylor = functools.cache(lambda: torch_pruning(ours, share, gradients))
     budget = Budget(macs=share)
     magnitude = magnitude_selection(ours.model, ours.sublayers, ours.data.length, share)
     no_recovery = replace(PRESETS["default"], recovery="none", align=False)
     return {
         "random": lambda: sliced(ours, random_selection(ours.sublayers, share, seed)),
         "magnitude": lambda: sliced(ours, magnitude),
-        "torch-pruning, magnitude": lambda: torch_pruning(ours, share, taylor=False),
-        "torch-pruning, Taylor": lambda: torch_pruning(ours, share, taylor=True),
-        "torch-pruning, Taylor + our recovery": lambda: recovered(ours, torch_pruning(ours, share, taylor=True)),
+        "torch-pruning, magnitude": lambda: torch_pruning(ours, share),
+        "torch-pruning, Taylor": taylor,
+        "torch-pruning, Taylor + our recovery": lambda: recovered(ours, taylor()),
         "kwon2022": lambda: cut(kwon, budget, PRESETS["kwon2022"]).model,
         "ours, selection alone": lambda: cut(ours, budget, no_recovery).model,
         "ours (default)": lambda: cut(ours, budget, PRESETS["default"]).model,

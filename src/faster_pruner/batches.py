@@ -7,6 +7,8 @@ its original position in `Batch.rows`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +75,11 @@ class EncodedRows:
     def lengths(self) -> list[int]:
         """Real tokens per row."""
         return [len(row["input_ids"]) for row in self.tokens]
+
+    def digest(self) -> str:
+        """SHA-256 of the token ids and labels, in order."""
+        content = [[dict(row) for row in self.tokens], None if self.labels is None else list(self.labels)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def mean_length(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, cast
@@ -14,7 +16,8 @@ import typer
 from rich.console import Console
 
 from faster_pruner import demo as demo_job
-from faster_pruner import job
+from faster_pruner import deploy, job
+from faster_pruner.bench import RUNTIMES
 from faster_pruner.errors import FasterPrunerError, OptionError
 from faster_pruner.options import (
     ALLOCATIONS,
@@ -30,7 +33,7 @@ from faster_pruner.options import (
     customise,
     preset,
 )
-from faster_pruner.report import make_progress, print_evaluations, print_summary
+from faster_pruner.report import make_progress, print_evaluations, print_steps, print_summary, print_timings
 from faster_pruner.tasks import GLUE
 
 P = ParamSpec("P")
@@ -85,6 +88,14 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     if not text.isdecimal():
         raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
     return int(text)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The value of an option that is a list of numbers. Raises OptionError."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise OptionError(f"{option} is {text!r}; it must be numbers with commas between them, like 1,8,32")
+    return [int(part) for part in parts]
 
 
 def _version(show: bool) -> None:
@@ -232,6 +243,68 @@ def evaluate(
         progress=make_progress(),
     )
     print_evaluations(found.values(), _console())
+
+
+@app.command()
+@_one_line_errors
+def export(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The .onnx file. Default: model.onnx in MODEL.", show_default=False),
+    ] = None,
+    to: Annotated[str, typer.Option("--format", help=f"Format: {', '.join(deploy.FORMATS)}.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Write a dynamically quantised int8 file, too.")] = False,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = 128,
+) -> None:
+    """Export a dense or pruned MODEL, check it against PyTorch, and show accuracy and latency of each step."""
+    steps = deploy.export(
+        model,
+        output=output,
+        to=to,
+        int8=int8,
+        task=task,
+        data=data,
+        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        max_length=max_length,
+        progress=make_progress(),
+    )
+    print_steps(steps, _console())
+
+
+@app.command()
+@_one_line_errors
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Checkpoints; the first is the reference.", show_default=False)],
+    runtime: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(RUNTIMES)}.")] = "torch",
+    batch: Annotated[str, typer.Option(help="Comma-separated rows per forward.")] = "1,8,32",
+    seq: Annotated[str, typer.Option(help="Comma-separated tokens per row.")] = "32,128,384",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here.", show_default=False)
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Time checkpoints on this machine, in turn, at several shapes and in several runtimes."""
+    timings = deploy.bench(
+        models,
+        runtimes=runtime.split(","),
+        batches=_numbers("--batch", batch),
+        sequences=_numbers("--seq", seq),
+        device=device,
+        progress=make_progress(),
+    )
+    print_timings(timings, _console())
+    if json_file is not None:
+        found = {
+            "environment": job.environment(job.pick_device(device)),
+            "timings": [asdict(timing) for timing in timings],
+        }
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 @app.command()

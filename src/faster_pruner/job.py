@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,12 +23,13 @@ from faster_pruner.batches import EncodedRows
 from faster_pruner.costs import encoder_macs, encoder_parameters
 from faster_pruner.data import Source, load_split, sample
 from faster_pruner.errors import DataError, OptionError
-from faster_pruner.evaluate import evaluate_rows
+from faster_pruner.evaluate import confidence, evaluate_rows, predict_rows, score
 from faster_pruner.families import FamilySpec, resolve
 from faster_pruner.options import Budget, CalibrationOptions, Method, PruneOptions, preset
 from faster_pruner.output import check_output, replacing
 from faster_pruner.pipeline import Calibrated, Pruned, calibrate_model, cut
 from faster_pruner.progress import Progress, Silent, StageClock
+from faster_pruner.report.card import CARD_FILE, model_card, read_licence
 from faster_pruner.results import Evaluation, PruneReport, SizeResult, SublayerResult
 from faster_pruner.tasks import GLUE, Task, encode, find_task
 
@@ -153,21 +156,43 @@ def _run(
     pruned = cut(calibrated, options.budget, options.method, clock=clock)
     surgery.round_weights(pruned.model, opened.dtype)
     with clock.stage("evaluation", total=2 * len(prepared.splits)):
-        before = evaluate_splits(opened.model, prepared.task, prepared.splits, clock.progress)
-        after = evaluate_splits(pruned.model, prepared.task, prepared.splits, clock.progress)
+        before = _predict(opened.model, prepared.splits, clock.progress)
+        after = _predict(pruned.model, prepared.splits, clock.progress)
     with clock.stage("latency", total=len(latency.SHAPES)):
         longest = int(getattr(opened.model.config, "max_position_embeddings", 512)) - 2
         timings = latency.measure(opened.model, pruned.model, longest=longest, progress=clock.progress)
     report = replace(
         _report(prepared, options, calibrated, pruned),
+        **_quality(prepared, before, after),
         seconds=clock.seconds,
-        before=before,
-        after=after,
         latency=timings,
     )
     if folder is not None:
         report = _save(pruned.model, calibrated, opened, folder, report, clock=clock, overwrite=overwrite)
     return PruneResult(pruned.model, opened.tokenizer, report)
+
+
+def _predict(model: PreTrainedModel, splits: dict[str, EncodedRows], progress: Progress) -> dict[str, np.ndarray]:
+    """Logits on every split."""
+    found: dict[str, np.ndarray] = {}
+    for split, rows in splits.items():
+        found[split] = predict_rows(model, rows)
+        progress.step()
+    return found
+
+
+def _quality(prepared: _Prepared, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Metrics before and after with their confidence, as fields of the report."""
+    task, splits = prepared.task, prepared.splits
+    scores = {split: score(after[split], rows, task, split=split) for split, rows in splits.items()}
+    return {
+        "before": {split: score(before[split], rows, task, split=split) for split, rows in splits.items()},
+        "after": scores,
+        "confidence": {
+            split: confidence(scores[split].primary, before[split], after[split], rows)
+            for split, rows in splits.items()
+        },
+    }
 
 
 def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, pruned: Pruned) -> PruneReport:
@@ -188,6 +213,8 @@ def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, 
         sublayers=pruned.sublayers,
         seconds={},
         environment=environment(next(opened.model.parameters()).device),
+        calibration_hash=prepared.rows.digest(),
+        opens_plain=checkpoint.opens_with_stock_class(pruned.model, opened.family),
         warnings=_warnings(pruned.sublayers),
     )
 
@@ -210,6 +237,9 @@ def _save(
         pruned = replace(report.pruned, bytes=checkpoint.weight_bytes(staging))
         report = replace(report, verified=verified, pruned=pruned, seconds=clock.seconds)
         (staging / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        auto = checkpoint.auto_class_of(model).__name__
+        card = model_card(report, auto_class=auto, licence=read_licence(report.model), folder=folder.name)
+        (staging / CARD_FILE).write_text(card, encoding="utf-8")
     return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,12 +90,9 @@ def fastest_multiple(width: int, units: int, *, device: torch.device, dtype: tor
     with torch.no_grad():
         for turn in range(_TURNS + _WARM_UP):
             for m, pair in pairs.items():
-                started = time.perf_counter()
-                pair(x)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                taken = time_call(lambda pair=pair: pair(x), device)
                 if turn >= _WARM_UP:
-                    seconds[m].append(time.perf_counter() - started)
+                    seconds[m].append(taken)
     cost = {m: statistics.median(seconds[m]) / sizes[m] for m in pairs}
     return next((m for m in cost if cost[m] <= _CLOSE_ENOUGH * min(cost.values())), 1)
 
@@ -114,9 +111,13 @@ def random_inputs(model: nn.Module, batch: int, sequence: int) -> dict[str, Tens
 
 def time_forward(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     """Seconds of one forward, until the device is done."""
-    device = inputs["input_ids"].device
+    return time_call(lambda: model(**inputs), inputs["input_ids"].device)
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device is done."""
     started = time.perf_counter()
-    model(**inputs)
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -61,6 +62,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """95 % bootstrap intervals, low and high.
+
+    Attributes:
+        metric: which metric.
+        before: of the dense model.
+        after: of the pruned model.
+        change: of after - before on the same rows.
+    """
+
+    metric: str
+    before: tuple[float, float]
+    after: tuple[float, float]
+    change: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Measured time of one forward at one shape, dense and pruned runs interleaved.
 
@@ -77,6 +95,29 @@ class Latency:
     dense_ms: float
     pruned_ms: float
     speed_up: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportStep:
+    """One step on the way to another runtime.
+
+    Attributes:
+        name: `PyTorch`, `ONNX`, `ONNX int8`, `OpenVINO`.
+        file: what was written; None for PyTorch.
+        megabytes: size of the weights there.
+        parity: largest difference of a logit from PyTorch's; None where it is not promised.
+        metrics: on the first evaluation split; empty without data.
+        ms: median latency per (batch, sequence).
+        speed_up: median of PyTorch's time / this one's, per (batch, sequence).
+    """
+
+    name: str
+    file: Path | None
+    megabytes: float
+    parity: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    ms: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
+    speed_up: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +154,10 @@ class PruneReport:
     seconds: dict[str, float]
     before: dict[str, Evaluation] = field(default_factory=dict)
     after: dict[str, Evaluation] = field(default_factory=dict)
+    confidence: dict[str, Confidence] = field(default_factory=dict)
     latency: list[Latency] = field(default_factory=list)
+    calibration_hash: str = ""
+    opens_plain: bool = False
     verified: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

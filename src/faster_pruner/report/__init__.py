@@ -1,6 +1,7 @@
-"""What a person sees: progress while a run works, and its summary."""
+"""What a person sees: progress while a run works, its summary, the model card, and the tables of other commands."""
 
 from faster_pruner.report.console import make_progress
+from faster_pruner.report.deployment import print_steps, print_timings
 from faster_pruner.report.summary import print_evaluations, print_summary
 
-__all__ = ["make_progress", "print_evaluations", "print_summary"]
+__all__ = ["make_progress", "print_evaluations", "print_steps", "print_summary", "print_timings"]

@@ -1,0 +1,149 @@
+"""The model card: README.md of a pruned folder, with Hugging Face front matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from faster_pruner.report.summary import format_metric
+from faster_pruner.results import PruneReport
+
+CARD_FILE = "README.md"
+
+
+def read_licence(model: str) -> str | None:
+    """The licence in the base model's own card, None when it says none or has no card."""
+    place = Path(model)
+    if place.exists() and not (place / CARD_FILE).is_file():
+        return None
+    try:
+        card = ModelCard.load(place / CARD_FILE if place.exists() else model)
+    except (OSError, ValueError, HFValidationError, HfHubHTTPError):
+        return None
+    licence: Any = card.data.get("license")
+    return str(licence) if licence else None
+
+
+def model_card(report: PruneReport, *, auto_class: str, licence: str | None, folder: str) -> str:
+    """The card's text.
+
+    Args:
+        report: of the run.
+        auto_class: transformers' auto class that opens the model.
+        licence: inherited from the base model; None when it states none.
+        folder: name of the folder, for the examples.
+    """
+    parts = [
+        "---\n" + _front_matter(report, licence, folder) + "\n---",
+        f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs",
+        "Made physically smaller by [faster-pruner](https://pypi.org/project/faster-pruner/): attention heads and "
+        "feed-forward neurons were removed and what is left was repaired by least squares. No retraining.",
+        "## Open it",
+        _how_to_open(report, auto_class, folder),
+        "## Before and after",
+        _quality(report),
+        "## Measured speed",
+        _speed(report),
+        "## How it was made",
+        _provenance(report, licence),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(report: PruneReport, licence: str | None, folder: str) -> str:
+    """YAML."""
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=report.task,
+            dataset_name=report.task,
+            dataset_split=split,
+            metric_type=evaluation.primary,
+            metric_value=round(evaluation.value, 4),
+        )
+        for split, evaluation in report.after.items()
+    ]
+    data = ModelCardData(
+        base_model=Path(report.model).name if Path(report.model).exists() else report.model,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        license=licence,
+        tags=["faster-pruner", "pruned"],
+        model_name=folder,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _how_to_open(report: PruneReport, auto_class: str, folder: str) -> str:
+    """Code for every way that works."""
+    if report.opens_plain:
+        return (
+            "Every layer has the same size, so plain transformers opens it:\n\n```python\n"
+            f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained({folder!r})\n```\n\n"
+            f"`faster_pruner.load({folder!r})` works, too."
+        )
+    return (
+        "Layers have different sizes. With faster-pruner installed:\n\n```python\n"
+        f"import faster_pruner\n\nmodel = faster_pruner.load({folder!r})\n\n"
+        "# or, after the import, transformers' own\n"
+        f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained({folder!r})\n```\n\n"
+        "Without it, through the small file `modeling_faster_pruner.py` in this folder:\n\n```python\n"
+        f"from transformers import {auto_class}\n\n"
+        f"model = {auto_class}.from_pretrained({folder!r}, trust_remote_code=True)\n```\n\n"
+        "The result is the stock transformers class with smaller Linears. Plain `from_pretrained` without either "
+        "refuses the folder with an error; it never opens it with layers initialised anew."
+    )
+
+
+def _quality(report: PruneReport) -> str:
+    """Metrics with 95 % intervals of the primary one."""
+    lines = ["| split | metric | dense | pruned | change |", "|---|---|---|---|---|"]
+    for split, before in report.before.items():
+        for name, value in before.metrics.items():
+            after = report.after[split].metrics[name]
+            cells = [format_metric(name, value), format_metric(name, after), f"{after - value:+.4g}"]
+            own = report.confidence.get(split)
+            if own is not None and own.metric == name:
+                ranges = (own.before, own.after, own.change)
+                cells = [f"{cell} ({low:.2f} to {high:.2f})" for cell, (low, high) in zip(cells, ranges, strict=True)]
+            lines.append(f"| {split}, {before.rows} rows | {name} | " + " | ".join(cells) + " |")
+    lines += [
+        f"| | encoder MACs ({report.mean_length:.1f} tokens) | {report.dense.macs / 1e6:.1f} M | "
+        f"{report.pruned.macs / 1e6:.1f} M | {report.macs_kept:.1%} kept |",
+        f"| | parameters | {report.dense.parameters / 1e6:.2f} M | {report.pruned.parameters / 1e6:.2f} M | "
+        f"{report.pruned.parameters / report.dense.parameters:.1%} kept |",
+    ]
+    return "\n".join([*lines, "", "In brackets: 95 % bootstrap intervals; the change's is paired over the same rows."])
+
+
+def _speed(report: PruneReport) -> str:
+    """Latency per shape."""
+    lines = ["| batch x tokens | dense, ms | pruned, ms | speed-up |", "|---|---|---|---|"]
+    for shape in report.latency:
+        lines.append(
+            f"| {shape.batch} x {shape.sequence} | {shape.dense_ms:.2f} | {shape.pruned_ms:.2f} "
+            f"| {shape.speed_up:.2f}x |"
+        )
+    hardware = ", ".join(f"{key} {value}" for key, value in report.environment.items())
+    return "\n".join([*lines, "", f"PyTorch eager, dense and pruned in turn. {hardware}."])
+
+
+def _provenance(report: PruneReport, licence: str | None) -> str:
+    """What went in."""
+    calibration, budget = report.options["calibration"], report.options["budget"]
+    return "\n".join(
+        [
+            f"* Base model: `{report.model}`; licence: {licence or 'see the base model'} (inherited)",
+            f"* Budget: {report.macs_asked:.0%} of the encoder's MACs asked, {report.macs_kept:.2%} met; "
+            f"allocation {budget['allocation']}",
+            f"* Method: preset `{report.preset}`, seed {calibration['seed']}",
+            f"* Calibration: task {report.task}, {calibration['rows']} training rows asked for, at most "
+            f"{calibration['max_length']} tokens each; SHA-256 of their tokens and labels `{report.calibration_hash}`",
+            f"* Verified: {report.verified}",
+            "* Everything else, layer by layer: `result.json`",
+        ]
+    )
