@@ -110,9 +110,7 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, tor
         tp.pruner.MetaPruner(
             model,
             inputs,
-            importance=tp.importance.GroupTaylorImportance()
-            if gradients
-            else tp.importance.GroupMagnitudeImportance(p=2),
+            importance=importance,
             global_pruning=True,
             pruning_ratio=0.0,
             pruning_ratio_dict=linears,
