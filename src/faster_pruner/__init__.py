@@ -7,7 +7,7 @@
 
 from faster_pruner import auto as _auto
 from faster_pruner.checkpoint import load
-from faster_pruner.job import Columns, PruneResult, evaluate, prune
+from faster_pruner.job import Columns, PruneResult, cut_again, evaluate, prune
 from faster_pruner.options import Budget, CalibrationOptions, Method, SolverOptions, preset
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "PruneResult",
     "SolverOptions",
+    "cut_again",
     "evaluate",
     "load",
     "preset",

@@ -90,6 +90,11 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
+def _bytes(gib: float | None) -> int | None:
+    """GiB as bytes."""
+    return None if gib is None else int(gib * 2**30)
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """The value of an option that is a list of numbers. Raises OptionError."""
     parts = text.split(",")
@@ -130,32 +135,42 @@ LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column 
 MaxLength = Annotated[int, typer.Option("--max-length", help="Truncate texts to this many tokens.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: cuda when there is one.")]
 
+Macs = Annotated[
+    float, typer.Option("--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False)
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned checkpoint.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in --output.")]
+Allocation = Annotated[
+    str,
+    typer.Option(
+        help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
+        "plain transformers opens the result)."
+    ),
+]
+RoundTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.", show_default=False
+    ),
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="Most GiB of hidden states kept in memory; the rest goes to temporary files. "
+        "Default: half of what is free.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 @_one_line_errors
 def prune(
     model: Model,
-    macs: Annotated[
-        float,
-        typer.Option("--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the pruned checkpoint.", show_default=False)
-    ],
-    allocation: Annotated[
-        str,
-        typer.Option(
-            help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
-            "plain transformers opens the result)."
-        ),
-    ] = "free",
-    round_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
-            show_default=False,
-        ),
-    ] = None,
+    macs: Macs,
+    output: Output,
+    allocation: Allocation = "free",
+    round_to: RoundTo = None,
     task: TaskName = None,
     data: Data = None,
     text_column: TextColumn = None,
@@ -181,17 +196,12 @@ def prune(
         str,
         typer.Option(help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it."),
     ] = "auto",
-    memory_limit: Annotated[
-        float | None,
-        typer.Option(
-            help="Most GiB of hidden states kept in memory; the rest goes to temporary files. "
-            "Default: half of what is free.",
-            show_default=False,
-        ),
+    memory_limit: MemoryLimit = None,
+    keep_statistics: Annotated[
+        Path | None,
+        typer.Option(help="Keep the statistics in this folder, to cut other budgets from later.", show_default=False),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in --output.")
-    ] = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Prune MODEL to a share of its MACs, recover its accuracy, verify and measure it."""
@@ -212,8 +222,46 @@ def prune(
             seed=seed,
             max_length=max_length,
             precision=cast(PrecisionName, precision),
-            memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
+            memory_limit=_bytes(memory_limit),
+            keep=None if keep_statistics is None else str(keep_statistics),
         ),
+        device=device,
+        progress=make_progress(),
+    )
+    _show(result, output)
+
+
+@app.command()
+@_one_line_errors
+def cut(
+    statistics: Annotated[Path, typer.Argument(help="Folder that prune --keep-statistics wrote.", show_default=False)],
+    macs: Macs,
+    output: Output,
+    model: Annotated[
+        str | None, typer.Option(help="The dense checkpoint, if it has moved since.", show_default=False)
+    ] = None,
+    allocation: Allocation = "free",
+    round_to: RoundTo = None,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    memory_limit: MemoryLimit = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
+    result = job.cut_again(
+        statistics,
+        macs=Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to)),
+        model=model,
+        output=output,
+        overwrite=overwrite,
+        task=task,
+        data=data,
+        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        memory_limit=_bytes(memory_limit),
         device=device,
         progress=make_progress(),
     )

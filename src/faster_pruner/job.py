@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from faster_pruner import checkpoint, latency, surgery
+from faster_pruner import archive, checkpoint, latency, surgery
 from faster_pruner.batches import EncodedRows
 from faster_pruner.costs import encoder_macs, encoder_parameters
 from faster_pruner.data import Source, load_split, sample
@@ -66,13 +66,13 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """Everything a run needs, in memory."""
+    """Everything a run needs beside the calibration."""
 
     name: str
     task: Task
     opened: checkpoint.Opened
-    rows: EncodedRows
     splits: dict[str, EncodedRows]
+    calibration_hash: str
 
 
 def prune(
@@ -121,20 +121,102 @@ def prune(
         check_output(folder, overwrite=overwrite, bytes_needed=0)
     with clock.stage("load"):
         opened = checkpoint.open_checkpoint(str(model), device=pick_device(device))
+        rows = _calibration_rows(source, described, opened, options)
         prepared = _Prepared(
             name=str(model),
             task=described,
             opened=opened,
-            rows=_calibration_rows(source, described, opened, options),
             splits=evaluation_splits(source, described, opened, options.calibration.max_length),
+            calibration_hash=rows.digest(),
         )
     if folder is not None:
-        needed = stored_bytes(opened.model, opened.dtype)
-        check_output(folder, overwrite=overwrite, bytes_needed=needed)
+        check_output(folder, overwrite=overwrite, bytes_needed=stored_bytes(opened.model, opened.dtype))
+    if options.calibration.keep is not None:
+        check_output(Path(options.calibration.keep), overwrite=False, bytes_needed=0)
     if options.budget.round_to == "auto":
         with clock.stage("measure multiples"):
             options = replace(options, budget=replace(options.budget, round_to=_measured_multiple(opened)))
-    return _run(prepared, options, clock, folder, overwrite=overwrite)
+    calibrated = calibrate_model(opened.model, opened.family, rows, options.method, options.calibration, clock=clock)
+    if options.calibration.keep is not None:
+        _keep(calibrated, prepared, options, clock)
+    return _run(prepared, calibrated, options, clock, folder, overwrite=overwrite)
+
+
+def _keep(calibrated: Calibrated, prepared: _Prepared, options: PruneOptions, clock: StageClock) -> None:
+    """Save the statistics for later cuts."""
+    about = {
+        "model": prepared.name,
+        "task": prepared.task.name,
+        "calibration": {**asdict(options.calibration), "keep": None, "memory_limit": None},
+        "calibration_hash": prepared.calibration_hash,
+    }
+    with (
+        clock.stage("keep statistics"),
+        replacing(Path(str(options.calibration.keep)), overwrite=False) as staging,
+    ):
+        archive.save_statistics(staging, calibrated, prepared.opened, about=about, method=options.method)
+
+
+def cut_again(
+    statistics: str | Path,
+    *,
+    macs: float | Budget,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    task: str | None = None,
+    data: str | Path | None = None,
+    columns: Columns | None = None,
+    memory_limit: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> PruneResult:
+    """Cut another budget from kept statistics: no calibration data, no statistics pass.
+
+    Args:
+        statistics: folder that `prune` kept (`CalibrationOptions.keep`).
+        macs: as in `prune`.
+        model: the dense checkpoint; by default where it was then.
+        output: as in `prune`.
+        overwrite: as in `prune`.
+        task: evaluate on this task; without it and `columns` nothing is evaluated.
+        data: as in `prune`.
+        columns: as in `prune`.
+        memory_limit: as in `CalibrationOptions`.
+        device: as in `prune`.
+        progress: a listener.
+
+    Raises:
+        InputError: see its subclasses in `errors`.
+        VerificationError: the saved checkpoint did not reproduce the model in memory.
+    """
+    clock = StageClock(progress or Silent())
+    folder = None if output is None else Path(output)
+    index = archive.read_index(Path(statistics))
+    about: dict[str, Any] = index.get("about", {})
+    name = str(model if model is not None else about.get("model", ""))
+    if folder is not None:
+        check_output(folder, overwrite=overwrite, bytes_needed=0)
+    with clock.stage("load"):
+        opened = checkpoint.open_checkpoint(name, device=pick_device(device))
+        calibrated, method, calibration = archive.load_statistics(Path(statistics), opened, memory_limit=memory_limit)
+        splits: dict[str, EncodedRows] = {}
+        described = Task(name=str(about.get("task", "")), text_column="")
+        if task is not None or (columns is not None and columns.text is not None):
+            described = describe_task(task, columns)
+            splits = evaluation_splits(source_of(described, data), described, opened, calibration.max_length)
+    prepared = _Prepared(
+        name=name,
+        task=described,
+        opened=opened,
+        splits=splits,
+        calibration_hash=str(about.get("calibration_hash", "")),
+    )
+    budget = macs if isinstance(macs, Budget) else Budget(macs=macs)
+    if budget.round_to == "auto":
+        budget = replace(budget, round_to=_measured_multiple(opened))
+    options = PruneOptions(budget=budget, method=method, calibration=calibration)
+    return _run(prepared, calibrated, options, clock, folder, overwrite=overwrite)
 
 
 def _measured_multiple(opened: checkpoint.Opened) -> int:
@@ -146,13 +228,16 @@ def _measured_multiple(opened: checkpoint.Opened) -> int:
 
 
 def _run(
-    prepared: _Prepared, options: PruneOptions, clock: StageClock, folder: Path | None, *, overwrite: bool
+    prepared: _Prepared,
+    calibrated: Calibrated,
+    options: PruneOptions,
+    clock: StageClock,
+    folder: Path | None,
+    *,
+    overwrite: bool,
 ) -> PruneResult:
-    """Prune, measure, save."""
+    """Cut, measure, save."""
     opened = prepared.opened
-    calibrated = calibrate_model(
-        opened.model, opened.family, prepared.rows, options.method, options.calibration, clock=clock
-    )
     pruned = cut(calibrated, options.budget, options.method, clock=clock)
     surgery.round_weights(pruned.model, opened.dtype)
     with clock.stage("evaluation", total=2 * len(prepared.splits)):
@@ -213,7 +298,7 @@ def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, 
         sublayers=pruned.sublayers,
         seconds={},
         environment=environment(next(opened.model.parameters()).device),
-        calibration_hash=prepared.rows.digest(),
+        calibration_hash=prepared.calibration_hash,
         opens_plain=checkpoint.opens_with_stock_class(pruned.model, opened.family),
         warnings=_warnings(pruned.sublayers),
     )

@@ -214,6 +214,7 @@ class CalibrationOptions:
         precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where the hardware has it.
         memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
             the memory that is free.
+        keep: folder to keep the statistics in, for later cuts to other budgets (`cut`); None keeps nothing.
     """
 
     rows: int = 2048
@@ -222,6 +223,7 @@ class CalibrationOptions:
     tokens_per_batch: int = 4096
     precision: PrecisionName = "auto"
     memory_limit: int | None = None
+    keep: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)

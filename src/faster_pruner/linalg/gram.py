@@ -70,11 +70,14 @@ class SecondMoment:
 
     def plus(self, other: SecondMoment) -> SecondMoment:
         """The moment of both sets of tokens."""
-        both = SecondMoment(self.total.numel(), self.total.device)
-        both._upper = self.gram + other.gram
-        both.total = self.total + other.total
-        both.count = self.count + other.count
-        return both
+        return SecondMoment.of(self.gram + other.gram, self.total + other.total, self.count + other.count)
+
+    @classmethod
+    def of(cls, gram: Tensor, total: Tensor, count: int) -> SecondMoment:
+        """A moment from its parts."""
+        made = cls(0, gram.device)
+        made._upper, made.total, made.count = gram, total, count
+        return made
 
     def centred(self) -> Tensor:
         """[n, n] float64: the sum of ``(x - mean)' (x - mean)``, what is left when a bias absorbs the mean."""
