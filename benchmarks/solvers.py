@@ -20,6 +20,7 @@ from common import ROWS, calibration_rows, open_model, write_result
 from faster_pruner import surgery
 from faster_pruner.capture import lockstep
 from faster_pruner.linalg import (
+    BlockConjugateGradient,
     Cholesky,
     ConjugateGradient,
     Lsmr,
@@ -38,6 +39,7 @@ SLOW_SECONDS = 0.5
 SOLVERS: dict[str, Solver] = {
     "cg": ConjugateGradient(preconditioner="none", tolerance=TOLERANCE, max_iterations=MOST_ITERATIONS, ridge=RIDGE),
     "jacobi-cg": ConjugateGradient(tolerance=TOLERANCE, max_iterations=MOST_ITERATIONS, ridge=RIDGE),
+    "block-cg": BlockConjugateGradient(tolerance=TOLERANCE, max_iterations=MOST_ITERATIONS, ridge=RIDGE),
     "cholesky": Cholesky(ridge=RIDGE),
     "lsmr": Lsmr(damp=0.0, tolerance=TOLERANCE, max_iterations=MOST_ITERATIONS, ridge=RIDGE),
     "lsmr damp 1 (Kwon)": Lsmr(damp=1.0, tolerance=TOLERANCE, max_iterations=MOST_ITERATIONS),
@@ -97,6 +99,18 @@ def synthetic_systems(sizes: list[int]) -> Iterator[System]:
             yield System(f"synthetic n={n}", f"condition 1e{power}", a, a @ x, torch.zeros_like(x))
 
 
+def activation_systems(sizes: list[tuple[int, int]]) -> Iterator[System]:
+    """Gram matrices with the spectrum of activations (eigenvalues fall as 1 / i), n unknowns and m right-hand sides."""
+    for n, m in sizes:
+        generator = torch.Generator().manual_seed(n + m)
+        x = torch.randn(n + n // 2, n, generator=generator) * torch.arange(1, n + 1).rsqrt()
+        mixed = x @ torch.linalg.qr(torch.randn(n, n, generator=generator)).Q
+        a = (mixed.T @ mixed).double()
+        weight = torch.randn(n, m, generator=generator, dtype=torch.float64)
+        right_side = (a @ weight).squeeze(1) if m == 1 else a @ weight
+        yield System(f"activations n={n}, {m} right sides", f"{n} x {m}", a, right_side, torch.zeros_like(right_side))
+
+
 def measure(system: System, name: str, solver: Solver, repeats: int) -> dict[str, Any]:
     """One solver on one system, against the fp64 direct solution of the same (ridged or damped) problem."""
     times: list[float] = []
@@ -129,7 +143,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     sizes = [int(n) for n in arguments.sizes.split(",")]
-    for systems in (real_systems("sst2"), real_systems("mrpc"), synthetic_systems(sizes)):
+    shapes = [(n, 1) for n in (1024, 2048, 4096, 8192)] + [(1024, 256), (3072, 768)]
+    everything = [real_systems("sst2"), real_systems("mrpc"), synthetic_systems(sizes), activation_systems(shapes)]
+    for systems in everything:
         for system in systems:
             for name, solver in SOLVERS.items():
                 if system.right_side.ndim == 2 and name in ONE_BY_ONE:

@@ -446,9 +446,19 @@ def _warnings(sublayers: Sequence[SublayerResult]) -> list[str]:
     return [f"{s.name}: {s.note}" for s in sublayers if s.note and s.status not in ("skipped", "not reached")]
 
 
+def _processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a measurement depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "faster_pruner": version("faster-pruner"),
         "torch": torch.__version__,

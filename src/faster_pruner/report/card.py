@@ -39,7 +39,7 @@ def model_card(report: PruneReport, *, auto_class: str, licence: str | None, fol
     parts = [
         "---\n" + _front_matter(report, licence, folder) + "\n---",
         f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs",
-        "Made physically smaller by [faster-pruner](https://pypi.org/project/faster-pruner/): attention heads and "
+        "Made physically smaller by faster-pruner: attention heads and "
         "feed-forward neurons were removed and what is left was repaired by least squares. No retraining.",
         "## Open it",
         _how_to_open(report, auto_class, folder),
@@ -67,7 +67,7 @@ def _front_matter(report: PruneReport, licence: str | None, folder: str) -> str:
         for split, evaluation in report.after.items()
     ]
     data = ModelCardData(
-        base_model=Path(report.model).name if Path(report.model).exists() else report.model,
+        base_model=_base_model(report),
         library_name="transformers",
         pipeline_tag="text-classification",
         license=licence,
@@ -76,6 +76,11 @@ def _front_matter(report: PruneReport, licence: str | None, folder: str) -> str:
         eval_results=results or None,
     )
     return data.to_yaml()
+
+
+def _base_model(report: PruneReport) -> str:
+    """The base model's hub id, or the name of its folder: a card does not tell where things lie on a machine."""
+    return Path(report.model).name if Path(report.model).exists() else report.model
 
 
 def _how_to_open(report: PruneReport, auto_class: str, folder: str) -> str:
@@ -137,7 +142,7 @@ def _provenance(report: PruneReport, licence: str | None) -> str:
     calibration, budget = report.options["calibration"], report.options["budget"]
     return "\n".join(
         [
-            f"* Base model: `{report.model}`; licence: {licence or 'see the base model'} (inherited)",
+            f"* Base model: `{_base_model(report)}`; licence: {licence or 'see the base model'} (inherited)",
             f"* Budget: {report.macs_asked:.0%} of the encoder's MACs asked, {report.macs_kept:.2%} met; "
             f"allocation {budget['allocation']}",
             f"* Method: preset `{report.preset}`, seed {calibration['seed']}",
