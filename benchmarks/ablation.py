@@ -4,7 +4,7 @@ python benchmarks/ablation.py --task sst2 --part grid      the switches of the c
 python benchmarks/ablation.py --task sst2 --part ideas     what we tried beyond them, one at a time
 python benchmarks/ablation.py --task sst2 --part grid --show      table and plot from the saved JSON, nothing computed
 
-Tables go to standard output, JSON to benchmarks/results/, the plot to docs/ablation-<task>.png. Rows called `held-out`
+Tables go to standard output and docs/ablation.md, JSON to benchmarks/results/, the plot to docs/ablation-<task>.png. Rows called `held-out`
 are training rows outside the calibration set: ideas are judged on them, validation rows are only reported.
 """
 
@@ -92,16 +92,25 @@ def summarise(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str
     return table
 
 
-def print_table(records: list[dict[str, Any]]) -> None:
+def as_table(records: list[dict[str, Any]]) -> str:
     """Markdown: a row per variant, validation accuracy and held-out loss at every budget."""
     table = summarise(records)
     budgets = sorted({macs for _, macs in table}, reverse=True)
-    print("| variant | " + " | ".join(f"accuracy at {b:g} | held-out loss" for b in budgets) + " |")
-    print("|---" * (1 + 2 * len(budgets)) + "|")
+    lines = ["| variant | " + " | ".join(f"accuracy at {b:g} | held-out loss" for b in budgets) + " |"]
+    lines.append("|---" * (1 + 2 * len(budgets)) + "|")
     for variant in dict.fromkeys(name for name, _ in table):
         cells = [table.get((variant, b), {}) for b in budgets]
         row = " | ".join(f"{c.get('validation accuracy', '')} | {c.get('held_out loss', '')}" for c in cells)
-        print(f"| {variant} | {row} |")
+        lines.append(f"| {variant} | {row} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(name: str, table: str) -> None:
+    """docs/ablation.md: the table between its markers."""
+    page = DOCS / "ablation.md"
+    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    head, rest = page.read_text().split(start, 1)
+    page.write_text(head + start + table + end + rest.split(end, 1)[1])
 
 
 def plot(records: list[dict[str, Any]], file: Path, title: str) -> None:
@@ -129,7 +138,7 @@ def plot(records: list[dict[str, Any]], file: Path, title: str) -> None:
     axes.set(xlabel="share of the encoder's MACs kept", ylabel="validation accuracy, %", title=title)
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, title="selection, gradients, recovery", title_fontsize=7)
+    axes.legend(fontsize=7, title="selection, gradients, recovery", title_fontsize=7, handlelength=4)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
@@ -154,7 +163,8 @@ def main() -> None:
         for seed in seeds:
             records = merged(records, run(arguments.task, arguments.part, budgets, seed, only))
             write_result(name, records)
-    print_table(records)
+    print(as_table(records))
+    write_page(name, as_table(records))
     if arguments.part == "grid":
         plot(records, DOCS / f"ablation-{arguments.task}.png", f"{arguments.task}, MiniLM-L6, three calibration seeds")
 
