@@ -4,8 +4,9 @@ python benchmarks/ablation.py --task sst2 --part grid      the switches of the c
 python benchmarks/ablation.py --task sst2 --part ideas     what we tried beyond them, one at a time
 python benchmarks/ablation.py --task sst2 --part grid --show      table and plot from the saved JSON, nothing computed
 
-Tables go to standard output and docs/ablation.md, JSON to benchmarks/results/, the plot to docs/ablation-<task>.png. Rows called `held-out`
-are training rows outside the calibration set: ideas are judged on them, validation rows are only reported.
+Tables go to standard output and docs/ablation.md, JSON to benchmarks/results/, the plot to docs/ablation-<task>.png.
+Rows called `held-out` are training rows outside the calibration set: ideas are judged on them, validation rows are only
+reported.
 """
 
 from __future__ import annotations
