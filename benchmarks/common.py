@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from faster_pruner import job
 from faster_pruner.batches import EncodedRows
 from faster_pruner.checkpoint import Opened, open_checkpoint
 from faster_pruner.data import load_split, sample
+from faster_pruner.inputs import source_of
+from faster_pruner.machine import environment as describe_machine
+from faster_pruner.machine import pick_device
 from faster_pruner.tasks import GLUE, encode
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,18 +25,18 @@ ROWS = {"sst2": 2048, "mrpc": 512}
 
 def open_model(task: str, device: str | None = None) -> Opened:
     """The real 6-layer BERT fine-tuned for `task`."""
-    return open_checkpoint(str(SHARED / "models" / f"minilm-l6-{task}"), device=job.pick_device(device))
+    return open_checkpoint(str(SHARED / "models" / f"minilm-l6-{task}"), device=pick_device(device))
 
 
 def rows_of(opened: Opened, task: str, split: tuple[str, ...]) -> EncodedRows:
     """All rows of a split, tokenised."""
-    rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), split)
+    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), split)
     return encode(rows, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128)
 
 
 def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labelled: bool = True) -> EncodedRows:
     """A seeded calibration set of training rows, tokenised."""
-    rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
+    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
     drawn = sample(rows, count, seed)
     return encode(drawn, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128, labelled=labelled)
 
@@ -55,7 +57,7 @@ def read_result(name: str) -> Any:
 def environment() -> dict[str, str]:
     """Versions and hardware."""
     return {
-        **job.environment(job.pick_device(None)),
+        **describe_machine(pick_device(None)),
         "cores": str(os.cpu_count()),
         "system": platform.system(),
     }

@@ -24,10 +24,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
 
 from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result
-from faster_pruner import job
 from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.capture import activation_gradients_only
 from faster_pruner.families import FamilySpec, base_model, family_of, resolve
+from faster_pruner.machine import pick_device
 from faster_pruner.options import PRESETS, Budget, CalibrationOptions, PrecisionName
 from faster_pruner.pipeline import calibrate_model, cut
 from faster_pruner.precision import choose_precision, forward_in
@@ -307,7 +307,7 @@ def main() -> None:
     if arguments.memory_child:
         print(json.dumps(memory_run(arguments.memory_child, int(arguments.limit) if arguments.limit else None)))
         return
-    device = job.pick_device(arguments.device)
+    device = pick_device(arguments.device)
     names = arguments.cases.split(",")
     if arguments.part == "stages":
         measured = stages(names, arguments.presets.split(","), arguments.repeats, device)

@@ -18,11 +18,12 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from common import ROWS, SHARED, read_result, write_result
-from faster_pruner import CalibrationOptions, job, prune
+from faster_pruner import CalibrationOptions, prune
 from faster_pruner.batches import EncodedRows, pack
 from faster_pruner.checkpoint import quiet_transformers
 from faster_pruner.data import load_split
 from faster_pruner.demo import encoder_folder
+from faster_pruner.inputs import source_of
 from faster_pruner.tasks import GLUE, encode
 
 EPOCHS = 2
@@ -41,7 +42,7 @@ def fine_tuned(task: str, folder: Path) -> Path:
     with quiet_transformers():
         model = BertForSequenceClassification.from_pretrained(encoder_folder(), config=config, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
-    rows = load_split(job.source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
+    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
     train(model, encode(rows, GLUE[task], tokenizer, config=model.config, max_length=128))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

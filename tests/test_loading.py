@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 
 import tiny
 from faster_pruner import surgery
-from faster_pruner.auto import register
 from faster_pruner.capture import inference
-from faster_pruner.checkpoint import load, mark_as_pruned, opens_with_stock_class, write_checkpoint
+from faster_pruner.checkpoint import load, mark_as_pruned, opens_with_stock_class, register, write_checkpoint
+from faster_pruner.checkpoint.remote import MODULE
 from faster_pruner.errors import CheckpointError
 from faster_pruner.families import FAMILIES, resolve
-from faster_pruner.remote import MODULE
 
 INPUTS = {
     "input_ids": torch.tensor([[2, 5, 9, 3], [2, 7, 3, 0]]),

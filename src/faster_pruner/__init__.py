@@ -5,9 +5,10 @@
 >>> model = load("smaller")                                                     # doctest: +SKIP
 """
 
-from faster_pruner import auto as _auto
 from faster_pruner.checkpoint import load
-from faster_pruner.job import Columns, PruneResult, cut_again, evaluate, prune
+from faster_pruner.checkpoint import register as _register
+from faster_pruner.inputs import Columns
+from faster_pruner.job import PruneResult, cut_again, evaluate, prune
 from faster_pruner.options import Budget, CalibrationOptions, Method, SolverOptions, preset
 
 __all__ = [
@@ -24,4 +25,4 @@ __all__ = [
     "prune",
 ]
 
-_auto.register()
+_register()

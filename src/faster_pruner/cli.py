@@ -19,6 +19,8 @@ from faster_pruner import demo as demo_job
 from faster_pruner import deploy, job
 from faster_pruner.bench import RUNTIMES
 from faster_pruner.errors import FasterPrunerError, OptionError
+from faster_pruner.inputs import Columns
+from faster_pruner.machine import environment, pick_device
 from faster_pruner.options import (
     ALLOCATIONS,
     PRECISIONS,
@@ -213,7 +215,7 @@ def prune(
         macs=Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to)),
         task=task,
         data=data,
-        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
         output=output,
         overwrite=overwrite,
         method=method,
@@ -260,7 +262,7 @@ def cut(
         overwrite=overwrite,
         task=task,
         data=data,
-        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
         memory_limit=_bytes(memory_limit),
         device=device,
         progress=make_progress(),
@@ -285,7 +287,7 @@ def evaluate(
         model,
         task=task,
         data=data,
-        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
         max_length=max_length,
         device=device,
         progress=make_progress(),
@@ -318,7 +320,7 @@ def export(
         int8=int8,
         task=task,
         data=data,
-        columns=job.Columns(text=text_column, text_pair=text_pair_column, label=label_column),
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
         max_length=max_length,
         progress=make_progress(),
     )
@@ -349,7 +351,7 @@ def bench(
     print_timings(timings, _console())
     if json_file is not None:
         found = {
-            "environment": job.environment(job.pick_device(device)),
+            "environment": environment(pick_device(device)),
             "timings": [asdict(timing) for timing in timings],
         }
         json_file.write_text(json.dumps(found, indent=2) + "\n")

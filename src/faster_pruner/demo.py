@@ -29,6 +29,7 @@ from faster_pruner.batches import pack
 from faster_pruner.capture import inference
 from faster_pruner.data import Rows, load_split
 from faster_pruner.errors import DataError, OptionError
+from faster_pruner.inputs import Columns, source_of
 from faster_pruner.options import CalibrationOptions
 from faster_pruner.progress import Progress, StageClock, counted
 from faster_pruner.tasks import Task, encode
@@ -64,7 +65,7 @@ def run(output: Path, *, macs: float, seed: int, progress: Progress) -> job.Prun
             model,
             macs=macs,
             data=data,
-            columns=job.Columns(text=TASK.text_column, label=TASK.label_column),
+            columns=Columns(text=TASK.text_column, label=TASK.label_column),
             output=output,
             overwrite=True,
             calibration=CalibrationOptions(seed=seed, max_length=_MAX_LENGTH),
@@ -128,7 +129,7 @@ def _fit_classifier(folder: Path, data: Path, names: Sequence[str], clock: Stage
     model.config.name_or_path = "all-MiniLM-L6-v2"
     width = int(config.hidden_size)
     surgery.set_linear(model.bert.pooler.dense, _POOLER_SCALE * torch.eye(width), torch.zeros(width))
-    rows = load_split(job.source_of(TASK, data), ("train",))
+    rows = load_split(source_of(TASK, data), ("train",))
     features, targets = _features(model, tokenizer, rows, clock)
     with clock.stage("fit the head"):
         head = LogisticRegression(max_iter=2000).fit(features, targets)

@@ -19,7 +19,9 @@ from faster_pruner.errors import OptionError
 from faster_pruner.evaluate import gather, score
 from faster_pruner.export import OnnxModel, export_onnx, export_openvino, quantise
 from faster_pruner.families import resolve
+from faster_pruner.inputs import Columns, describe_task, evaluation_splits, source_of
 from faster_pruner.latency import random_inputs, time_call
+from faster_pruner.machine import pick_device
 from faster_pruner.progress import Progress, Silent, StageClock
 from faster_pruner.results import ExportStep
 from faster_pruner.tasks import Task
@@ -38,7 +40,7 @@ def export(
     int8: bool = False,
     task: str | None = None,
     data: str | Path | None = None,
-    columns: job.Columns | None = None,
+    columns: Columns | None = None,
     max_length: int = 128,
     progress: Progress | None = None,
 ) -> list[ExportStep]:
@@ -66,9 +68,9 @@ def export(
         opened = checkpoint.open_checkpoint(str(model), device=torch.device("cpu"))
         rows: tuple[str, EncodedRows, Task] | None = None
         if task is not None or (columns is not None and columns.text is not None):
-            described = job.describe_task(task, columns)
-            source = job.source_of(described, data)
-            split, encoded = next(iter(job.evaluation_splits(source, described, opened, max_length).items()))
+            described = describe_task(task, columns)
+            source = source_of(described, data)
+            split, encoded = next(iter(evaluation_splits(source, described, opened, max_length).items()))
             rows = split, encoded, described
     file = Path(output) if output is not None else Path(model) / "model.onnx"
     net = opened.model
@@ -170,7 +172,7 @@ def bench(
     entries: list[timing.Entry] = []
     with clock.stage("load", total=len(models)):
         for place in models:
-            opened = checkpoint.open_checkpoint(str(place), device=job.pick_device(device))
+            opened = checkpoint.open_checkpoint(str(place), device=pick_device(device))
             sublayers = resolve(opened.model, opened.family)
             name = str(place)
             while name in {entry.name for entry in entries}:

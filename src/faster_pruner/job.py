@@ -6,10 +6,8 @@ load -> calibration sample -> prune (`pipeline`) -> evaluation and latency befor
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from faster_pruner import archive, checkpoint, latency, surgery
 from faster_pruner.batches import EncodedRows
 from faster_pruner.costs import encoder_macs, encoder_parameters
-from faster_pruner.data import Source, load_split, sample
-from faster_pruner.errors import DataError, OptionError
 from faster_pruner.evaluate import confidence, evaluate_rows, predict_rows, score
 from faster_pruner.families import FamilySpec, resolve
+from faster_pruner.inputs import Columns, calibration_rows, describe_task, evaluation_splits, source_of
+from faster_pruner.machine import environment, pick_device
 from faster_pruner.options import Budget, CalibrationOptions, Method, PruneOptions, preset
 from faster_pruner.output import check_output, replacing
 from faster_pruner.pipeline import Calibrated, Pruned, calibrate_model, cut
 from faster_pruner.progress import Progress, Silent, StageClock
 from faster_pruner.report.card import CARD_FILE, model_card, read_licence
 from faster_pruner.results import Evaluation, PruneReport, SizeResult, SublayerResult
-from faster_pruner.tasks import GLUE, Task, encode, find_task
+from faster_pruner.tasks import Task
 
 RESULT_FILE = "result.json"
-_TRAIN_SPLITS = ("train", "training")
-_FEWEST_ROWS = 8
 # Batches of the calibration set that the reopened checkpoint is compared on.
 _BATCHES_TO_VERIFY = 2
 
@@ -53,15 +49,6 @@ class PruneResult:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     report: PruneReport
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Columns to read in place of the task's own; None leaves them."""
-
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +108,7 @@ def prune(
         check_output(folder, overwrite=overwrite, bytes_needed=0)
     with clock.stage("load"):
         opened = checkpoint.open_checkpoint(str(model), device=pick_device(device))
-        rows = _calibration_rows(source, described, opened, options)
+        rows = calibration_rows(source, described, opened, options.calibration, labelled=options.method.labels)
         prepared = _Prepared(
             name=str(model),
             task=described,
@@ -349,55 +336,6 @@ def evaluate(
         return evaluate_splits(opened.model, described, splits, clock.progress)
 
 
-def describe_task(name: str | None, columns: Columns | None) -> Task:
-    """A GLUE task by name, or a generic one by its columns. Raises OptionError."""
-    chosen = columns or Columns()
-    return find_task(name, GLUE, text_column=chosen.text, pair_column=chosen.text_pair, label_column=chosen.label)
-
-
-def source_of(task: Task, data: str | Path | None) -> Source:
-    """Where a task's rows come from. Raises DataError when nothing says so."""
-    if data is None and not task.hub:
-        raise DataError("say where the rows are: --data with a local folder")
-    return Source(
-        folder=None if data is None else Path(data),
-        subfolder=task.name,
-        hub=task.hub,
-        hub_config=task.hub_config,
-    )
-
-
-def _calibration_rows(source: Source, task: Task, opened: checkpoint.Opened, options: PruneOptions) -> EncodedRows:
-    """The calibration set: training rows only, drawn without replacement."""
-    rows = load_split(source, _TRAIN_SPLITS)
-    if len(rows) < _FEWEST_ROWS:
-        raise DataError(
-            f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"
-        )
-    return encode(
-        sample(rows, options.calibration.rows, options.calibration.seed),
-        task,
-        opened.tokenizer,
-        config=opened.model.config,
-        max_length=options.calibration.max_length,
-        labelled=options.method.labels,
-    )
-
-
-def evaluation_splits(source: Source, task: Task, opened: checkpoint.Opened, max_length: int) -> dict[str, EncodedRows]:
-    """The tokenised evaluation splits that exist; the first one must."""
-    splits: dict[str, EncodedRows] = {}
-    for place, (name, names) in enumerate(task.evaluation):
-        try:
-            rows = load_split(source, names)
-        except DataError:
-            if place == 0:
-                raise
-            continue
-        splits[name] = encode(rows, task, opened.tokenizer, config=opened.model.config, max_length=max_length)
-    return splits
-
-
 def evaluate_splits(
     model: PreTrainedModel, task: Task, splits: dict[str, EncodedRows], progress: Progress
 ) -> dict[str, Evaluation]:
@@ -407,18 +345,6 @@ def evaluate_splits(
         found[split] = evaluate_rows(model, rows, task, split=split)
         progress.step()
     return found
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else cuda when there is one, else the CPU. Raises OptionError."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def stored_bytes(model: nn.Module, dtype: torch.dtype) -> int:
@@ -444,26 +370,3 @@ def _size(model: PreTrainedModel, opened: checkpoint.Opened, length: float) -> S
 def _warnings(sublayers: Sequence[SublayerResult]) -> list[str]:
     """Sentences about what did not go as planned."""
     return [f"{s.name}: {s.note}" for s in sublayers if s.note and s.status not in ("skipped", "not reached")]
-
-
-def _processor() -> str:
-    """Name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware that a measurement depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "faster_pruner": version("faster-pruner"),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
-        "device": f"{device.type}: {name}",
-        "threads": str(torch.get_num_threads()),
-    }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from faster_pruner.linalg.solve import Solution, System, iterated, ridged_system
+from faster_pruner.linalg.solve import Solution, System, solve_iteratively
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,14 @@ class BlockConjugateGradient:
 
     def solve(self, matrix: Tensor, right_side: Tensor, prior: Tensor | None = None) -> Solution:
         """Solve as described in `solve.py`. Raises ValueError on shapes that do not fit."""
-        system = ridged_system(matrix, right_side, prior, self.ridge)
-        value, iterations, broke = self._iterate(system)
-        return iterated(
-            system,
-            value,
+        return solve_iteratively(
+            self._iterate,
+            matrix,
             right_side,
+            prior,
             name=self.name,
             tolerance=self.tolerance,
-            iterations=iterations,
-            broke=broke,
+            ridge=self.ridge,
         )
 
     def _iterate(self, system: System) -> tuple[Tensor, int, bool]:

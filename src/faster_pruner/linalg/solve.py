@@ -12,6 +12,7 @@ A solver is a frozen value of its hyper-parameters. A solve returns a `Solution`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -135,26 +136,38 @@ def relative_residual(system: System, value: Tensor) -> Tensor:
     return (system.right_side - system.matrix @ value).norm(dim=0) / norm
 
 
-def iterated(
-    system: System, value: Tensor, like: Tensor, *, name: str, tolerance: float, iterations: int, broke: bool
+def solve_iteratively(
+    iterate: Callable[[System], tuple[Tensor, int, bool]],
+    matrix: Tensor,
+    right_side: Tensor,
+    prior: Tensor | None,
+    *,
+    name: str,
+    tolerance: float,
+    ridge: float,
 ) -> Solution:
-    """What an iterative solver found, judged by the true residual.
+    """Run a recurrence on the ridged system and judge what it found by the true residual.
 
     Args:
-        system: what was solved.
-        value: [n, m], what the recurrence arrived at.
-        like: the right-hand side as it was given; the solution takes its shape and dtype.
+        iterate: from the system to (value [n, m], iterations used, whether non-positive curvature was met).
+        matrix: [n, n].
+        right_side: [n] or [n, m].
+        prior: of the shape of `right_side`.
         name: of the solver.
-        tolerance: relative residual that was asked for.
-        iterations: used.
-        broke: whether a direction of non-positive curvature was met.
+        tolerance: relative residual that is asked for.
+        ridge: relative ridge.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
+    system = ridged_system(matrix, right_side, prior, ridge)
+    value, iterations, broke = iterate(system)
     residual = worst(relative_residual(system, value))
     if residual <= tolerance * _RECURRENCE_DRIFT:
         status = Status.CONVERGED
     else:
         status = Status.BREAKDOWN if broke or residual == float("inf") else Status.MAX_ITERATIONS
-    found = value.reshape(like.shape).to(like.dtype)
+    found = value.reshape(right_side.shape).to(right_side.dtype)
     return Solution(value=found, status=status, iterations=iterations, residual=residual, solver=name)
 
 

@@ -1,23 +1,8 @@
-"""Checkpoints: open one, save one, and prove that what was saved is what was in memory.
-
-A pruned checkpoint is a Hugging Face folder (config.json, model.safetensors, tokenizer files) whose config carries
-
-* ``faster_pruner``: ``{"format": 1, "per_layer_config": {"0": {"num_attention_heads": 7, ...}, ...}}``, which
-  `load` reads;
-* ``per_layer_config``: the same sizes in the shape that transformers itself uses for heterogeneous models, so that a
-  stock ``from_pretrained`` refuses the folder loudly instead of re-initialising layers;
-* ``auto_map``: a generated file that builds the stock class with these sizes (``trust_remote_code=True``, see
-  `remote`).
-
-Where the stock class can express the sizes, the last two are absent and plain transformers opens the folder.
-Nothing is ever unpickled, and nothing that a config says becomes a path or code.
-"""
+"""Open a checkpoint, dense or pruned, as a stock transformers class; every value of a config is checked."""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +16,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from faster_pruner import surgery
-from faster_pruner.batches import Batch
-from faster_pruner.capture import inference
-from faster_pruner.errors import CheckpointError, OutputError, VerificationError
-from faster_pruner.families import FamilySpec, base_model, family_of, resolve
-from faster_pruner.remote import MODULE, remote_code
+from faster_pruner.errors import CheckpointError
+from faster_pruner.families import FamilySpec, family_of
 
 METADATA_KEY = "faster_pruner"
 FORMAT = 1
-_CONFIG = "config.json"
+CONFIG = "config.json"
 
 AUTO_CLASSES = (
     transformers.AutoModelForSequenceClassification,
@@ -86,8 +68,8 @@ def _check_place(place: str) -> None:
     """Raise CheckpointError when `place` is a local path that holds no checkpoint."""
     path = Path(place)
     if path.is_dir():
-        if not (path / _CONFIG).is_file():
-            raise CheckpointError(f"{place!r} has no {_CONFIG}; give a folder saved by save_pretrained, or a hub id")
+        if not (path / CONFIG).is_file():
+            raise CheckpointError(f"{place!r} has no {CONFIG}; give a folder saved by save_pretrained, or a hub id")
     elif path.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
         raise CheckpointError(f"model folder {place!r} does not exist or is not a folder")
 
@@ -98,7 +80,7 @@ def read_config(place: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(place)
     except (OSError, ValueError, HFValidationError) as error:
-        raise CheckpointError(f"{place!r} has no readable {_CONFIG}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r} has no readable {CONFIG}: {str(error).splitlines()[0]}") from error
     if not config:
         raise CheckpointError(f"{place!r} is neither a local folder nor a model on the hub that can be reached")
     return config
@@ -179,7 +161,7 @@ def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> PreTrainedMode
         stock = _stock_class(config, raw)
         units = _units_from_metadata(raw, family, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {str(error).splitlines()[0]}") from error
     return _open_weights(place, config, stock, family=family, units=units, dtype=dtype)
 
 
@@ -193,7 +175,7 @@ def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrain
         if found is not None and found.__name__ in wanted:
             return found
     raise CheckpointError(
-        f"{_CONFIG} names the architecture {wanted!r}, which is not a supported {config.model_type} class; "
+        f"{CONFIG} names the architecture {wanted!r}, which is not a supported {config.model_type} class; "
         "a fine-tuned ...ForSequenceClassification checkpoint is expected"
     )
 
@@ -211,24 +193,24 @@ def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTra
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{_CONFIG}: {METADATA_KEY!r} is not of format {FORMAT}; update faster-pruner")
+        raise CheckpointError(f"{CONFIG}: {METADATA_KEY!r} is not of format {FORMAT}; update faster-pruner")
     layers = metadata.get("per_layer_config")
     if not isinstance(layers, dict):
-        raise CheckpointError(f"{_CONFIG}: {METADATA_KEY}.per_layer_config is missing")
+        raise CheckpointError(f"{CONFIG}: {METADATA_KEY}.per_layer_config is missing")
     known = {spec.config_key: spec for spec in family.sublayers}
     units: dict[str, int] = {}
     for layer, sizes in layers.items():
         if not (
             isinstance(layer, str) and len(layer) < 6 and layer.isdecimal() and int(layer) < config.num_hidden_layers
         ):
-            raise CheckpointError(f"{_CONFIG}: {str(layer)[:40]!r} is not one of the {config.num_hidden_layers} layers")
+            raise CheckpointError(f"{CONFIG}: {str(layer)[:40]!r} is not one of the {config.num_hidden_layers} layers")
         if not isinstance(sizes, dict):
-            raise CheckpointError(f"{_CONFIG}: sizes of layer {layer} are not a mapping")
+            raise CheckpointError(f"{CONFIG}: sizes of layer {layer} are not a mapping")
         for key, count in sizes.items():
             spec = known.get(key)
             full = int(getattr(config, key)) if spec is not None else 0
             if spec is None or type(count) is not int or not 0 <= count <= full:
-                raise CheckpointError(f"{_CONFIG}: layer {layer} cannot have {str(key)[:40]!r} = {str(count)[:40]}")
+                raise CheckpointError(f"{CONFIG}: layer {layer} cannot have {str(key)[:40]!r} = {str(count)[:40]}")
             units[f"layers.{int(layer)}.{spec.kind}"] = count
     return units
 
@@ -251,14 +233,14 @@ def _open_weights(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
     except ValueError as error:
-        raise CheckpointError(f"{place!r}: {_CONFIG} is not usable: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
         reason = next(
             (line.strip() for line in str(error).splitlines() if "mismatch" in line),
             str(error).splitlines()[0],
         )
         raise CheckpointError(
-            f"{place!r}: the tensors do not fit {_CONFIG} ({reason}); "
+            f"{place!r}: the tensors do not fit {CONFIG} ({reason}); "
             "a checkpoint that another tool has pruned is not supported"
         ) from error
     if info["missing_keys"]:
@@ -308,100 +290,3 @@ def _own_memory(model: PreTrainedModel) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_meta:
             tensor.data = tensor.data.clone()
-
-
-def describe_sizes(model: PreTrainedModel, family: FamilySpec) -> dict[str, dict[str, int]]:
-    """Unit counts per layer in the shape of transformers' `per_layer_config`."""
-    layers: dict[str, dict[str, int]] = {}
-    for sublayer in resolve(model, family):
-        layers.setdefault(str(sublayer.layer), {})[sublayer.spec.config_key] = sublayer.units
-    return layers
-
-
-def mark_as_pruned(model: PreTrainedModel, family: FamilySpec) -> None:
-    """Put the sizes into the model's config, so that every later `save_pretrained` keeps them.
-
-    Sizes that the stock config can express (the same in every layer, see `SublayerSpec.stock`) go there as well.
-    """
-    sizes = describe_sizes(model, family)
-    for spec in family.sublayers:
-        counts = {layer[spec.config_key] for layer in sizes.values()}
-        if spec.stock and len(counts) == 1:
-            setattr(model.config, spec.config_key, counts.pop())
-    setattr(model.config, METADATA_KEY, {"format": FORMAT, "per_layer_config": sizes})
-
-
-def opens_with_stock_class(model: PreTrainedModel, family: FamilySpec) -> bool:
-    """Whether plain transformers builds a model of these sizes from its config (see `mark_as_pruned`)."""
-    return all(
-        layer[spec.config_key] == getattr(model.config, spec.config_key)
-        for layer in describe_sizes(model, family).values()
-        for spec in family.sublayers
-    )
-
-
-def write_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
-) -> None:
-    """Write model, config and tokenizer into an existing folder, weights in `dtype`.
-
-    Where plain transformers cannot open the result, the config also gets the sizes in the shape of transformers' own
-    `per_layer_config` (so that it refuses loudly) and an `auto_map` to a generated file (see `remote`).
-
-    Raises:
-        OutputError: the disk fills up.
-    """
-    stored: Any = copy.deepcopy(model).cpu()
-    stored = stored.to(dtype)
-    family = family_of(str(model.config.model_type))
-    try:
-        with quiet_transformers():
-            stored.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        path = folder / _CONFIG
-        config = json.loads(path.read_text())
-        config.pop("auto_map", None)
-        if not opens_with_stock_class(model, family):
-            config["per_layer_config"] = config[METADATA_KEY]["per_layer_config"]
-            config["auto_map"] = {auto_class_of(model).__name__: f"{MODULE}.{type(model).__name__}"}
-            code = remote_code(family, type(model).__name__, base_model(model)[1])
-            (folder / f"{MODULE}.py").write_text(code)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
-
-
-def auto_class_of(model: PreTrainedModel) -> Any:
-    """The auto class that opens models of this class."""
-    for auto in AUTO_CLASSES:
-        if stock_class_of(auto, type(model.config)) is type(model):
-            return auto
-    raise CheckpointError(f"{type(model).__name__} belongs to no auto class that faster-pruner knows")
-
-
-def verify(folder: Path, model: PreTrainedModel, batches: Sequence[Batch]) -> str:
-    """Reopen a saved checkpoint and compare its logits with the model in memory, bit for bit.
-
-    Returns:
-        What was verified, in words.
-
-    Raises:
-        VerificationError: any logit differs.
-    """
-    device = next(model.parameters()).device
-    reopened = load(folder, dtype=next(model.parameters()).dtype).to(device)  # pyright: ignore[reportArgumentType]
-    rows = 0
-    with inference(model), inference(reopened):
-        for batch in batches:
-            if not torch.equal(model(**batch.inputs).logits, reopened(**batch.inputs).logits):
-                raise VerificationError(
-                    "the saved checkpoint does not reproduce the pruned model's logits; nothing was written. "
-                    "Please report this"
-                )
-            rows += batch.rows.numel()
-    return f"logits of the reopened checkpoint are bit-equal on {rows} rows"
-
-
-def weight_bytes(folder: Path) -> int:
-    """Size of the weights files."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from faster_pruner import checkpoint
+from faster_pruner.checkpoint import opening
 from faster_pruner.families import FAMILIES
 
 
@@ -26,11 +26,11 @@ def _stand_in(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         def from_pretrained(cls, place: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
             """`stock.from_pretrained`, with smaller Linears where the config says so."""
             del cls
-            if getattr(config, checkpoint.METADATA_KEY, None) is None:
+            if getattr(config, opening.METADATA_KEY, None) is None:
                 return stock.from_pretrained(place, *args, config=config, **kwargs)
             config = copy.deepcopy(config)
             config.per_layer_config = None
-            return checkpoint.from_pretrained_with_sizes(place, config, stock, *args, **kwargs)
+            return opening.from_pretrained_with_sizes(place, config, stock, *args, **kwargs)
 
         @classmethod
         def _from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ def register() -> None:
     """Make transformers' auto classes open pruned folders of every supported family. Doing it twice does no harm."""
     for model_type in FAMILIES:
         config_class = type(AutoConfig.for_model(model_type))
-        for auto in checkpoint.AUTO_CLASSES:
-            stock = checkpoint.stock_class_of(auto, config_class)
+        for auto in opening.AUTO_CLASSES:
+            stock = opening.stock_class_of(auto, config_class)
             if stock is not None:
                 auto.register(config_class, _stand_in(stock), exist_ok=True)
