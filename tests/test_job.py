@@ -63,6 +63,10 @@ def test_every_family_and_preset_runs_end_to_end(family: str, preset: str, data:
     assert {"load", "statistics", "selection", "recovery", "evaluation", "latency", "save and verify"} <= set(
         saved["seconds"]
     )
+    masks = json.loads((out / "masks.json").read_text())
+    assert {s["name"]: (s["units"], s["units_before"]) for s in saved["sublayers"]} == {
+        name: (bits.count("1"), len(bits)) for name, bits in masks.items()
+    }
     inputs = {"input_ids": torch.tensor([[2, 9, 11, 3]])}
     assert torch.equal(load(out)(**inputs).logits, result.model(**inputs).logits)
 
@@ -70,7 +74,7 @@ def test_every_family_and_preset_runs_end_to_end(family: str, preset: str, data:
 def test_same_inputs_and_seed_give_the_same_bytes(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         prune(checkpoint, task="sst2", macs=0.5, data=data, output=tmp_path / name, calibration=SMALL)
-    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "modeling_faster_pruner.py", "masks.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     other = CalibrationOptions(rows=32, seed=1)
     prune(checkpoint, task="sst2", macs=0.5, data=data, output=tmp_path / "c", calibration=other)

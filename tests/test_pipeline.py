@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,3 +93,15 @@ def test_a_budget_that_the_stock_class_cannot_reach_is_refused() -> None:
     )
     with pytest.raises(BudgetError, match="ask for at least"):
         cut(calibrated, Budget(macs=0.2, allocation="stock"), PRESETS["default"])
+
+
+@pytest.mark.parametrize("share", [0.6, 0.2])
+def test_masks_say_which_dense_units_are_left(share: float) -> None:
+    model, method = make_model(), replace(PRESETS["default"], recovery="none")
+    calibrated = calibrate_model(model, FAMILIES["bert"], make_rows(30), method, CalibrationOptions())
+    pruned = cut(calibrated, Budget(macs=share), method)
+    smaller = {s.name: s for s in resolve(pruned.model, FAMILIES["bert"])}
+    for s in calibrated.sublayers:
+        columns = pruned.masks[s.name].repeat_interleave(s.unit_size)
+        left = s.output_of(model).weight[:, columns]
+        assert torch.equal(smaller[s.name].output_of(pruned.model).weight, left)

@@ -32,6 +32,8 @@ from faster_pruner.results import Evaluation, PruneReport, SizeResult, SublayerR
 from faster_pruner.tasks import Task
 
 RESULT_FILE = "result.json"
+# Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
+MASKS_FILE = "masks.json"
 # Batches of the calibration set that the reopened checkpoint is compared on.
 _BATCHES_TO_VERIFY = 2
 
@@ -240,7 +242,7 @@ def _run(
         latency=timings,
     )
     if folder is not None:
-        report = _save(pruned.model, calibrated, opened, folder, report, clock=clock, overwrite=overwrite)
+        report = _save(pruned, calibrated, opened, folder, report, clock=clock, overwrite=overwrite)
     return PruneResult(pruned.model, opened.tokenizer, report)
 
 
@@ -292,7 +294,7 @@ def _report(prepared: _Prepared, options: PruneOptions, calibrated: Calibrated, 
 
 
 def _save(
-    model: PreTrainedModel,
+    result: Pruned,
     calibrated: Calibrated,
     opened: checkpoint.Opened,
     folder: Path,
@@ -302,12 +304,15 @@ def _save(
     overwrite: bool,
 ) -> PruneReport:
     """Write beside, reopen, verify, then move into place."""
+    model = result.model
     with replacing(folder, overwrite=overwrite) as staging:
         with clock.stage("save and verify"):
             checkpoint.write_checkpoint(staging, model, opened.tokenizer, dtype=opened.dtype)
             verified = checkpoint.verify(staging, model, calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         pruned = replace(report.pruned, bytes=checkpoint.weight_bytes(staging))
         report = replace(report, verified=verified, pruned=pruned, seconds=clock.seconds)
+        bits = {name: "".join(map(str, mask.int().tolist())) for name, mask in result.masks.items()}
+        (staging / MASKS_FILE).write_text(json.dumps(bits, indent=0) + "\n")
         (staging / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")
         auto = checkpoint.auto_class_of(model).__name__
         card = model_card(report, auto_class=auto, licence=read_licence(report.model), folder=folder.name)

@@ -187,6 +187,9 @@ def customise(
     changes: dict[str, Any] = {}
     if selection is not None:
         changes["selection"] = selection
+        if selection == "fisher":
+            # the published search, which leaves any number of neurons; multiples need the knapsack
+            changes["round_to"] = 1
     if labels is not None:
         changes["labels"] = labels
     chosen = method.solver

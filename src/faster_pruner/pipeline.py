@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from faster_pruner import checkpoint, surgery
@@ -86,10 +86,17 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned, recovered model and what happened to each of its sublayers."""
+    """A pruned, recovered model and what happened to each of its sublayers.
+
+    Attributes:
+        model: a stock class with smaller Linears.
+        sublayers: results, in the order in which the model runs them.
+        masks: by sublayer, [U] bool: which units of the dense model are kept.
+    """
 
     model: PreTrainedModel
     sublayers: list[SublayerResult]
+    masks: dict[str, Tensor]
 
 
 def needs_of(method: Method) -> Needs:
@@ -154,6 +161,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     dense = calibrated
     total = encoder_macs(dense.sublayers, dense.data.length)
     units = {s.name: s.units for s in dense.sublayers}
+    left = {name: torch.arange(count) for name, count in units.items()}
     sizes = sizes_allowed(dense.sublayers, budget, method)
     teacher = _teacher(dense, method, budget.macs)
     model = copy.deepcopy(dense.model)
@@ -164,6 +172,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
             present = _retake(dense, model, method, clock)
         with clock.stage("selection"):
             selection = select(present, method, share * total, sizes)
+        left = {name: left[name][selection[name]] if name in selection else left[name] for name in left}
         kept = [s for s in surgery.prune_units(model, dense.family, selection) if s.name in units]
         with clock.stage("recovery", total=len(kept)):
             results = recover(
@@ -177,7 +186,10 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
                 progress=clock.progress,
             )
     checkpoint.mark_as_pruned(model, dense.family)
-    return Pruned(model, [replace(result, units_before=units[result.name]) for result in results])
+    masks = {
+        name: torch.zeros(count, dtype=torch.bool).index_fill(0, left[name], True) for name, count in units.items()
+    }
+    return Pruned(model, [replace(result, units_before=units[result.name]) for result in results], masks)
 
 
 def _retake(dense: Calibrated, model: PreTrainedModel, method: Method, clock: StageClock) -> Calibrated:
@@ -259,7 +271,7 @@ def _allocate(items: dict[str, Item], sublayers: Sequence[Sublayer], budget: flo
     return allocate(offered, budget)
 
 
-def _gradients(statistics: Statistics, sublayer: Sublayer) -> torch.Tensor:
+def _gradients(statistics: Statistics, sublayer: Sublayer) -> Tensor:
     """Mask gradients of one sublayer, [N, U]."""
     found = statistics[sublayer.name].mask_gradients
     assert found is not None

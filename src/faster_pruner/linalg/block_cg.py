@@ -25,11 +25,13 @@ class BlockConjugateGradient:
             during the iteration; the true one decides the status).
         max_iterations: give up after this many products of the matrix with a block.
         ridge: relative ridge, see `solve.py`.
+        check_every: iterations between two looks at the residual (each makes a GPU wait).
     """
 
     tolerance: float = 1e-6
     max_iterations: int = 200
     ridge: float = 0.0
+    check_every: int = 2
 
     @property
     def name(self) -> str:
@@ -61,15 +63,20 @@ class BlockConjugateGradient:
         p = q
         norm = b.norm(dim=0)
         goal = self.tolerance * torch.where(norm > 0, norm, torch.ones_like(norm))
+        usable = torch.ones((), dtype=torch.bool, device=a.device)
         iterations = 0
-        while iterations < self.max_iterations and bool((c.norm(dim=0) > goal).any()):
+        while iterations < self.max_iterations:
+            if iterations % self.check_every == 0:
+                going, sound = torch.stack([(c.norm(dim=0) > goal).any(), usable]).tolist()
+                if not (going and sound):
+                    break
             ap = a @ p
             factor, info = torch.linalg.cholesky_ex(p.T @ ap)
-            if int(info) != 0:
-                return root * x, iterations, True
-            x = x + p @ torch.cholesky_solve(c, factor)
+            usable = usable & (info == 0)
+            # after a block of non-positive curvature nothing moves any more
+            x = torch.where(usable, x + p @ torch.cholesky_solve(c, factor), x)
             q, step = torch.linalg.qr(q - ap @ torch.cholesky_inverse(factor))
             c = step @ c
             p = q + p @ step.T
             iterations += 1
-        return root * x, iterations, False
+        return root * x, iterations, not bool(usable)

@@ -86,9 +86,15 @@ def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1)
 
     Returns:
         The curve; its losses are those of the joint removal of each prefix.
+
+    Raises:
+        ValueError: `gram` is not positive definite.
     """
     n = gram.shape[0]
-    state = _State(torch.cholesky_inverse(torch.linalg.cholesky(gram.double())), weighted.double().clone(), group)
+    factor, info = torch.linalg.cholesky_ex(gram.double())
+    if int(info) != 0:
+        raise ValueError("the Gram matrix is not positive definite: raise the damping")
+    state = _State(torch.cholesky_inverse(factor), weighted.double().clone(), group)
     order: list[Tensor] = []
     loss = [torch.zeros((), dtype=torch.float64, device=gram.device)]
     removed = [0]
@@ -131,7 +137,8 @@ class _State:
         local = score.argsort(stable=True)[:take]
         columns = self._columns(local)
         inverse = torch.addmm(self.stale[columns], self.pending[:, columns].T, self.pending, alpha=-1)
-        factor = torch.linalg.cholesky(inverse[:, columns])
+        # unchecked: a check would make a GPU wait at every step
+        factor = torch.linalg.cholesky_ex(inverse[:, columns]).L
         strip = torch.linalg.solve_triangular(factor, inverse, upper=False)
         rows = torch.linalg.solve_triangular(factor, self.weighted[columns], upper=False)
         self.weighted.addmm_(strip.T, rows, alpha=-1)
@@ -161,7 +168,7 @@ class _State:
         count, g = self.alive.numel(), self.group
         blocks = self.stale.view(count, g, count, g).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         eye = torch.eye(g, dtype=blocks.dtype, device=blocks.device)
-        factor = torch.linalg.cholesky(torch.where(self.alive[:, None, None], blocks, eye))
+        factor = torch.linalg.cholesky_ex(torch.where(self.alive[:, None, None], blocks, eye)).L
         rows = torch.linalg.solve_triangular(factor, self.weighted.view(count, g, -1), upper=False)
         return rows.square().sum(dim=(1, 2))
 
