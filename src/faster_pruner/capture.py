@@ -145,6 +145,11 @@ class Lockstep:
         for _ in self.arrivals(sublayer):
             pass
 
+    def skip_entry(self, sublayer: Sublayer) -> None:
+        """Let every batch run up to the producers of `sublayer`; nobody looks."""
+        for _ in self.entries(sublayer):
+            pass
+
     def entries(self, sublayer: Sublayer) -> Iterator[tuple[int, Tensor]]:
         """Let each batch run up to the producers of `sublayer`: (index of the batch, their input [B, S, d]).
 

@@ -130,7 +130,10 @@ def recover(
                 results.append(_untouched(sublayer, "not reached", ""))
                 continue
             drift: dict[str, float] = {}
-            if method.aligns and sublayer.units:
+            if method.aligns and sublayer.units and place == 0:
+                # nothing before it has changed: its producers read what they always did
+                run.skip_entry(sublayer)
+            elif method.aligns and sublayer.units:
                 own = statistics[sublayer.name]
                 drift = _align(run, model, sublayer, own, batches, ridge=method.align_ridge)
             if method.skip_first_attention and sublayer.layer == 0 and sublayer.kind == "attention":
