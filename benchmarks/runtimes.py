@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SHARED, write_result
+from common import RESULTS, SHARED, read_result, write_result
 from faster_pruner import CalibrationOptions, deploy, job
 from faster_pruner.options import Budget
 
@@ -29,8 +29,9 @@ BUDGETS = {
 }
 
 
-def measure() -> dict[str, Any]:
-    """Prune, export and time."""
+def measure(parts: list[str]) -> dict[str, Any]:
+    """Prune, export and time; parts that are not asked for are those of the earlier run."""
+    found: dict[str, Any] = dict(read_result("runtimes") or {})
     with tempfile.TemporaryDirectory() as place:
         folders: dict[str, Path] = {}
         kept = Path(place) / "statistics"
@@ -41,21 +42,28 @@ def measure() -> dict[str, Any]:
                 job.cut_again(kept, macs=budget, output=folders[name])
             else:
                 job.prune(MODEL, macs=budget, task="sst2", data=GLUE_ROWS, output=folders[name], calibration=options)
-        exported = {
-            name: [
-                {**asdict(step), "file": None, "ms": list(step.ms.items()), "speed_up": list(step.speed_up.items())}
-                for step in deploy.export(folder, output=Path(place) / "x.onnx", int8=True, task="sst2", data=GLUE_ROWS)
-            ]
-            for name, folder in {"dense": MODEL, "half": folders["half"], "30 %": folders["30 %"]}.items()
-        }
-        timings: list[dict[str, Any]] = []
-        for runtimes, names in ((("torch", "compile", "onnx"), ("half", "30 %")), (("torch",), tuple(BUDGETS))):
-            found = deploy.bench(
-                [MODEL, *(folders[name] for name in names)], runtimes=runtimes, batches=(1, 32), sequences=(32, 128)
-            )
-            label = dict(zip([str(MODEL), *(str(folders[name]) for name in names)], ["dense", *names], strict=True))
-            timings.append({"rows": [{**asdict(t), "model": label[t.model]} for t in found]})
-    return {"exported": exported, "runtimes": timings[0]["rows"], "sizes": timings[1]["rows"]}
+        if "exported" in parts:
+            chosen = {"dense": MODEL, "half": folders["half"], "30 %": folders["30 %"]}
+            found["exported"] = {name: _export(folder, Path(place) / "x.onnx") for name, folder in chosen.items()}
+        for part, runtimes, names in (
+            ("runtimes", ("torch", "compile", "onnx"), ("half", "30 %")),
+            ("sizes", ("torch",), tuple(BUDGETS)),
+        ):
+            if part in parts:
+                models = [MODEL, *(folders[name] for name in names)]
+                timings = deploy.bench(models, runtimes=runtimes, batches=(1, 32), sequences=(32, 128))
+                label = dict(zip(map(str, models), ["dense", *names], strict=True))
+                found[part] = [{**asdict(timing), "model": label[timing.model]} for timing in timings]
+    return found
+
+
+def _export(folder: Path, file: Path) -> list[dict[str, Any]]:
+    """The steps of one export, for JSON."""
+    steps = deploy.export(folder, output=file, int8=True, task="sst2", data=GLUE_ROWS)
+    return [
+        {**asdict(step), "file": None, "ms": list(step.ms.items()), "speed_up": list(step.speed_up.items())}
+        for step in steps
+    ]
 
 
 def page(found: dict[str, Any], environment: dict[str, str]) -> str:
@@ -117,9 +125,10 @@ def main() -> None:
     """Measure or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--parts", default="runtimes,sizes,exported")
     arguments = parser.parse_args()
     if not arguments.show:
-        write_result("runtimes", measure())
+        write_result("runtimes", measure(arguments.parts.split(",")))
     saved = json.loads((RESULTS / "runtimes.json").read_text())
     PAGE.write_text(page(saved["rows"], saved["environment"]))
 
