@@ -71,8 +71,8 @@ def page(found: dict[str, Any], environment: dict[str, str]) -> str:
     lines = [
         "# Measured speed and other runtimes",
         "",
-        "MiniLM-L6 on SST-2, default preset. Models and runtimes take turns in one process; medians, speed-up over the "
-        "dense model in the same runtime, beside what multiply-accumulates would give. Written by "
+        "MiniLM-L6 on SST-2, default preset. Models take turns in each runtime; medians, speed-up over the dense model "
+        "in the same runtime, beside what multiply-accumulates would give. Written by "
         "`benchmarks/runtimes.py`; " + ", ".join(f"{key} {value}" for key, value in environment.items()) + ".",
         "",
         "## Runtimes",

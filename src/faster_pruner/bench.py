@@ -1,4 +1,4 @@
-"""How fast checkpoints really are here: several models and runtimes, run in turn, at several shapes."""
+"""How fast checkpoints really are here: models take turns in each runtime, at several shapes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _WARM_UP = 3
 _SECONDS_PER_SHAPE = 1.5
 _MOST_TURNS = 50
 _FEWEST_TURNS = 5
+# Longer than the worker threads of torch and onnxruntime spin after their last work.
+_SECONDS_BETWEEN_RUNTIMES = 0.5
 # A shape is called launch-bound when its multiply-accumulates per second stay below this share of the best shape's.
 _LAUNCH_BOUND = 0.25
 
@@ -102,10 +104,12 @@ def bench(
             if "compile" in runtimes:
                 # every model compiles for every shape; torch keeps eight variants and runs the others uncompiled
                 torch.compiler.reset()
-            for (name, runtime), times in _interleaved(runs, inputs).items():
-                seconds[name, runtime, batch, sequence] = times
-            for key, run in runs.items():
-                peaks[(*key, batch, sequence)] = _peak_mb(run, inputs)
+            for runtime in runtimes:
+                own = {name: run for (name, used), run in runs.items() if used == runtime}
+                for name, times in _interleaved(own, inputs).items():
+                    seconds[name, runtime, batch, sequence] = times
+                for name, run in own.items():
+                    peaks[name, runtime, batch, sequence] = _peak_mb(run, inputs)
             listener.step()
     return _timings(entries, seconds, peaks)
 
@@ -128,13 +132,17 @@ def _runner(model: nn.Module, runtime: str, file: Path) -> Callable[[dict[str, T
 
 
 def _interleaved(
-    runs: dict[tuple[str, str], Callable[[dict[str, Tensor]], Any]], inputs: dict[str, Tensor]
-) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every run, taken in turn."""
+    runs: dict[str, Callable[[dict[str, Tensor]], Any]], inputs: dict[str, Tensor]
+) -> dict[str, list[float]]:
+    """Seconds of every model in one runtime, taken in turn.
+
+    Runtimes do not take turns: the waiting threads of one keep the cores busy while the next one runs.
+    """
+    time.sleep(_SECONDS_BETWEEN_RUNTIMES)
     for run in runs.values():
         for _ in range(_WARM_UP):
             run(inputs)
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    found: dict[str, list[float]] = {key: [] for key in runs}
     started = time.perf_counter()
     for turn in range(_MOST_TURNS):
         if turn >= _FEWEST_TURNS and time.perf_counter() - started > _SECONDS_PER_SHAPE * len(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from faster_pruner.tasks import Task
 
 FORMATS = ("onnx", "openvino")
 _SHAPES = ((1, 32), (32, 128))
-_TURNS = 15
+_WARM_UP, _TURNS = 3, 15
+_SECONDS_BETWEEN_STEPS = 0.5
 _TOKENS_PER_BATCH = 4096
 
 
@@ -92,7 +94,7 @@ def export(
         steps.append(ExportStep(name="OpenVINO", file=written, megabytes=written.stat().st_size / 1e6, parity=parity))
         calls["OpenVINO"] = compiled
     with clock.stage("evaluation and latency", total=len(steps)), torch.no_grad():
-        seconds = _interleaved(calls, net)
+        seconds = _timed(calls, net)
         return [_measured(step, calls[step.name], seconds, rows, clock) for step in steps]
 
 
@@ -101,19 +103,21 @@ def _call(model: OnnxModel) -> Callable[[dict[str, Tensor]], Tensor]:
     return lambda inputs: torch.from_numpy(model.logits(inputs))
 
 
-def _interleaved(
+def _timed(
     calls: dict[str, Callable[[dict[str, Tensor]], Tensor]], model: Any
 ) -> dict[tuple[str, int, int], list[float]]:
-    """Seconds of every step at every shape, taken in turn."""
+    """Seconds of every step at every shape, one step after the other: see `bench` for why they do not take turns."""
     found: dict[tuple[str, int, int], list[float]] = {}
     longest = int(getattr(model.config, "max_position_embeddings", 512)) - 2
     for batch, wanted in _SHAPES:
         inputs = random_inputs(model, batch, min(wanted, longest))
-        for turn in range(_TURNS + 2):
-            for name, call in calls.items():
-                seconds = time_call(lambda call=call, inputs=inputs: call(inputs), inputs["input_ids"].device)
-                if turn >= 2:
-                    found.setdefault((name, batch, min(wanted, longest)), []).append(seconds)
+        for name, call in calls.items():
+            time.sleep(_SECONDS_BETWEEN_STEPS)
+            times = [
+                time_call(lambda call=call, inputs=inputs: call(inputs), inputs["input_ids"].device)
+                for _ in range(_WARM_UP + _TURNS)
+            ]
+            found[name, batch, min(wanted, longest)] = times[_WARM_UP:]
     return found
 
 
@@ -133,8 +137,7 @@ def _measured(
     clock.progress.step()
     own = {(b, s): times for (name, b, s), times in seconds.items() if name == step.name}
     ratios = {
-        shape: statistics.median(r / t for r, t in zip(seconds["PyTorch", *shape], times, strict=True))
-        for shape, times in own.items()
+        shape: statistics.median(seconds["PyTorch", *shape]) / statistics.median(times) for shape, times in own.items()
     }
     return replace(
         step,

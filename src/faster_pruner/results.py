@@ -108,7 +108,7 @@ class ExportStep:
         parity: largest difference of a logit from PyTorch's; None where it is not promised.
         metrics: on the first evaluation split; empty without data.
         ms: median latency per (batch, sequence).
-        speed_up: median of PyTorch's time / this one's, per (batch, sequence).
+        speed_up: PyTorch's median / this one's, per (batch, sequence).
     """
 
     name: str
