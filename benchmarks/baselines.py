@@ -69,8 +69,11 @@ def loss_gradients(calibrated: Calibrated) -> dict[str, torch.Tensor]:
 
 def torch_pruning(
     calibrated: Calibrated, share: float, gradients: dict[str, torch.Tensor] | None = None
-) -> PreTrainedModel:
-    """torch-pruning at the ratio whose measured MACs come closest to the budget from below; Taylor with gradients."""
+) -> PreTrainedModel | None:
+    """torch-pruning at the ratio whose measured MACs come closest to the budget from below; Taylor with gradients.
+
+    None when it cannot prune that far (it leaves every layer a head and some neurons).
+    """
     total = encoder_macs(calibrated.sublayers, calibrated.data.length)
     low, high = 0.0, 1.0
     best: PreTrainedModel | None = None
@@ -82,7 +85,6 @@ def torch_pruning(
             best, high = model, ratio
         else:
             low = ratio
-    assert best is not None
     return best
 
 
@@ -136,8 +138,10 @@ def sliced(calibrated: Calibrated, selection: Selection) -> PreTrainedModel:
     return model
 
 
-def recovered(calibrated: Calibrated, model: PreTrainedModel) -> PreTrainedModel:
+def recovered(calibrated: Calibrated, model: PreTrainedModel | None) -> PreTrainedModel | None:
     """Our weight reconstruction on somebody else's choice of units."""
+    if model is None:
+        return None
     model = copy.deepcopy(model)
     sublayers = resolve(model, calibrated.family)
     recover(model, sublayers, calibrated.data.batches, calibrated.statistics, method=PRESETS["default"])
@@ -163,6 +167,9 @@ def main() -> None:
         for share in map(float, arguments.budgets.split(",")):
             for name, model in _models(ours, kwon, gradients, share, seed).items():
                 pruned = model()
+                if pruned is None:
+                    print(seed, share, name, "cannot be reached", flush=True)
+                    continue
                 macs = encoder_macs(resolve(pruned, opened.family), ours.data.length)
                 kept = macs / encoder_macs(ours.sublayers, ours.data.length)
                 metrics = evaluate_rows(pruned, validation, task, split="validation").metrics
@@ -187,7 +194,7 @@ def _calibrate(opened: Opened, rows: Any, name: str, seed: int) -> Calibrated:
 
 def _models(
     ours: Calibrated, kwon: Calibrated, gradients: dict[str, torch.Tensor], share: float, seed: int
-) -> dict[str, Callable[[], PreTrainedModel]]:
+) -> dict[str, Callable[[], PreTrainedModel | None]]:
     """Every competitor, built when called."""
     taylor = functools.cache(lambda: torch_pruning(ours, share, gradients))
     budget = Budget(macs=share)

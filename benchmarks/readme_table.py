@@ -71,7 +71,7 @@ def baselines() -> list[str]:
     lines = ["| | " + " | ".join(f"{TASKS[t]} at {m:.0%}" for t, m in columns) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     for method in dict.fromkeys(key[1] for key in found):
-        cells = [cell(found[t, method, m]) if (t, method, m) in found else "" for t, m in columns]
+        cells = [cell(found[t, method, m]) if (t, method, m) in found else "cannot be reached" for t, m in columns]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
