@@ -88,12 +88,12 @@ def test_block_cg_with_dependent_right_sides_and_more_of_them_than_unknowns() ->
     assert torch.allclose(found.value, torch.linalg.solve(a, wide), atol=1e-7)
 
 
-def test_auto_is_cholesky_except_for_few_right_sides_of_a_large_system() -> None:
-    assert measured_rule(768, 1) == "cholesky"
-    assert measured_rule(3072, 768) == "cholesky"
-    assert measured_rule(8192, 1) == "jacobi-cg"
+def test_auto_is_cholesky_except_for_huge_systems() -> None:
+    assert measured_rule(3072) == "cholesky"
+    assert measured_rule(32_768) == "block-cg"
     options = SolverOptions(name="auto", ridge=1e-3)
-    assert make_solver(options, n=16, right_sides=4) == Cholesky(ridge=1e-3)
+    assert make_solver(options, n=16) == Cholesky(ridge=1e-3)
+    assert isinstance(make_solver(options, n=10**6), BlockConjugateGradient)
 
 
 def test_iteration_limit_is_reported_with_advice() -> None:
