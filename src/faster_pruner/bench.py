@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from faster_pruner.capture import inference
 from faster_pruner.errors import OptionError
 from faster_pruner.export import OnnxModel, export_onnx
-from faster_pruner.latency import random_inputs, time_call
+from faster_pruner.latency import random_inputs, time_in_turn
 from faster_pruner.progress import Progress, Silent
 
 RUNTIMES = ("torch", "compile", "onnx")
@@ -139,17 +140,14 @@ def _interleaved(
     Runtimes do not take turns: the waiting threads of one keep the cores busy while the next one runs.
     """
     time.sleep(_SECONDS_BETWEEN_RUNTIMES)
-    for run in runs.values():
-        for _ in range(_WARM_UP):
-            run(inputs)
-    found: dict[str, list[float]] = {key: [] for key in runs}
-    started = time.perf_counter()
-    for turn in range(_MOST_TURNS):
-        if turn >= _FEWEST_TURNS and time.perf_counter() - started > _SECONDS_PER_SHAPE * len(runs):
-            break
-        for key, run in runs.items():
-            found[key].append(time_call(lambda run=run: run(inputs), inputs["input_ids"].device))
-    return found
+    return time_in_turn(
+        {name: functools.partial(run, inputs) for name, run in runs.items()},
+        inputs["input_ids"].device,
+        warm_up=_WARM_UP,
+        fewest=_FEWEST_TURNS,
+        most=_MOST_TURNS,
+        enough=_SECONDS_PER_SHAPE * len(runs),
+    )
 
 
 def _timings(

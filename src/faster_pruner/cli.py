@@ -92,6 +92,11 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
+def _budget(macs: float, allocation: str, round_to: str | None) -> Budget:
+    """--macs, --allocation and --round-to. Raises BudgetError, OptionError."""
+    return Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to))
+
+
 def _bytes(gib: float | None) -> int | None:
     """GiB as bytes."""
     return None if gib is None else int(gib * 2**30)
@@ -212,7 +217,7 @@ def prune(
     )
     result = job.prune(
         model,
-        macs=Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to)),
+        macs=_budget(macs, allocation, round_to),
         task=task,
         data=data,
         columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
@@ -256,7 +261,7 @@ def cut(
     """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
     result = job.cut_again(
         statistics,
-        macs=Budget(macs=macs, allocation=cast(AllocationName, allocation), round_to=_multiple(round_to)),
+        macs=_budget(macs, allocation, round_to),
         model=model,
         output=output,
         overwrite=overwrite,

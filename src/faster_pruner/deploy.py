@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from faster_pruner import bench as timing
 from faster_pruner import checkpoint, job
-from faster_pruner.batches import EncodedRows, pack
+from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.costs import encoder_macs
 from faster_pruner.errors import OptionError
 from faster_pruner.evaluate import gather, score
 from faster_pruner.export import OnnxModel, export_onnx, export_openvino, quantise
 from faster_pruner.families import resolve
-from faster_pruner.inputs import Columns, describe_task, evaluation_splits, source_of
-from faster_pruner.latency import random_inputs, time_call
+from faster_pruner.inputs import Columns, describe_task, evaluation_splits, names_a_task, source_of
+from faster_pruner.latency import longest_row, random_inputs, time_in_turn
 from faster_pruner.machine import pick_device
 from faster_pruner.progress import Progress, Silent, StageClock
 from faster_pruner.results import ExportStep
@@ -32,6 +33,16 @@ _SHAPES = ((1, 32), (32, 128))
 _WARM_UP, _TURNS = 3, 15
 _SECONDS_BETWEEN_STEPS = 0.5
 _TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that every step is evaluated on, packed once."""
+
+    split: str
+    encoded: EncodedRows
+    batches: list[Batch]
+    task: Task
 
 
 def export(
@@ -68,12 +79,13 @@ def export(
     clock = StageClock(progress or Silent())
     with clock.stage("load"):
         opened = checkpoint.open_checkpoint(str(model), device=torch.device("cpu"))
-        rows: tuple[str, EncodedRows, Task] | None = None
-        if task is not None or (columns is not None and columns.text is not None):
+        rows: _Rows | None = None
+        if names_a_task(task, columns):
             described = describe_task(task, columns)
             source = source_of(described, data)
             split, encoded = next(iter(evaluation_splits(source, described, opened, max_length).items()))
-            rows = split, encoded, described
+            batches = pack(encoded, tokens_per_batch=_TOKENS_PER_BATCH, device=torch.device("cpu"))
+            rows = _Rows(split, encoded, batches, described)
     file = Path(output) if output is not None else Path(model) / "model.onnx"
     net = opened.model
     steps = [ExportStep(name="PyTorch", file=None, megabytes=job.stored_bytes(net, torch.float32) / 1e6)]
@@ -108,16 +120,14 @@ def _timed(
 ) -> dict[tuple[str, int, int], list[float]]:
     """Seconds of every step at every shape, one step after the other: see `bench` for why they do not take turns."""
     found: dict[tuple[str, int, int], list[float]] = {}
-    longest = int(getattr(model.config, "max_position_embeddings", 512)) - 2
+    longest = longest_row(model)
     for batch, wanted in _SHAPES:
         inputs = random_inputs(model, batch, min(wanted, longest))
         for name, call in calls.items():
             time.sleep(_SECONDS_BETWEEN_STEPS)
-            times = [
-                time_call(lambda call=call, inputs=inputs: call(inputs), inputs["input_ids"].device)
-                for _ in range(_WARM_UP + _TURNS)
-            ]
-            found[name, batch, min(wanted, longest)] = times[_WARM_UP:]
+            alone = {name: functools.partial(call, inputs)}
+            times = time_in_turn(alone, inputs["input_ids"].device, warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
+            found[name, batch, min(wanted, longest)] = times[name]
     return found
 
 
@@ -125,15 +135,13 @@ def _measured(
     step: ExportStep,
     call: Callable[[dict[str, Tensor]], Tensor],
     seconds: dict[tuple[str, int, int], list[float]],
-    rows: tuple[str, EncodedRows, Task] | None,
+    rows: _Rows | None,
     clock: StageClock,
 ) -> ExportStep:
     """A step with its metrics and latency."""
     metrics: dict[str, float] = {}
     if rows is not None:
-        split, encoded, task = rows
-        batches = pack(encoded, tokens_per_batch=_TOKENS_PER_BATCH, device=torch.device("cpu"))
-        metrics = score(gather(call, batches).numpy(), encoded, task, split=split).metrics
+        metrics = score(gather(call, rows.batches).numpy(), rows.encoded, rows.task, split=rows.split).metrics
     clock.progress.step()
     own = {(b, s): times for (name, b, s), times in seconds.items() if name == step.name}
     ratios = {

@@ -31,6 +31,11 @@ def describe_task(name: str | None, columns: Columns | None) -> Task:
     return find_task(name, GLUE, text_column=chosen.text, pair_column=chosen.text_pair, label_column=chosen.label)
 
 
+def names_a_task(name: str | None, columns: Columns | None) -> bool:
+    """Whether a task is described at all, where it may be left out."""
+    return name is not None or (columns is not None and columns.text is not None)
+
+
 def source_of(task: Task, data: str | Path | None) -> Source:
     """Where a task's rows come from. Raises DataError when nothing says so."""
     if data is None and not task.hub:

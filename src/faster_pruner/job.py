@@ -21,7 +21,7 @@ from faster_pruner.batches import EncodedRows
 from faster_pruner.costs import encoder_macs, encoder_parameters
 from faster_pruner.evaluate import confidence, evaluate_rows, predict_rows, score
 from faster_pruner.families import FamilySpec, resolve
-from faster_pruner.inputs import Columns, calibration_rows, describe_task, evaluation_splits, source_of
+from faster_pruner.inputs import Columns, calibration_rows, describe_task, evaluation_splits, names_a_task, source_of
 from faster_pruner.machine import environment, pick_device
 from faster_pruner.options import Budget, CalibrationOptions, Method, PruneOptions, preset
 from faster_pruner.output import check_output, replacing
@@ -191,7 +191,7 @@ def cut_again(
         calibrated, method, calibration = archive.load_statistics(Path(statistics), opened, memory_limit=memory_limit)
         splits: dict[str, EncodedRows] = {}
         described = Task(name=str(about.get("task", "")), text_column="")
-        if task is not None or (columns is not None and columns.text is not None):
+        if names_a_task(task, columns):
             described = describe_task(task, columns)
             splits = evaluation_splits(source_of(described, data), described, opened, calibration.max_length)
     prepared = _Prepared(
@@ -233,7 +233,7 @@ def _run(
         before = _predict(opened.model, prepared.splits, clock.progress)
         after = _predict(pruned.model, prepared.splits, clock.progress)
     with clock.stage("latency", total=len(latency.SHAPES)):
-        longest = int(getattr(opened.model.config, "max_position_embeddings", 512)) - 2
+        longest = latency.longest_row(opened.model)
         timings = latency.measure(opened.model, pruned.model, longest=longest, progress=clock.progress)
     report = replace(
         _report(prepared, options, calibrated, pruned),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from faster_pruner.capture import inference
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import Latency
+
+K = TypeVar("K")
 
 SHAPES: tuple[tuple[int, int], ...] = ((1, 32), (32, 128))
 _WARM_UP = 2
@@ -47,17 +50,16 @@ def measure(
 def _measure_shape(dense: nn.Module, pruned: nn.Module, batch: int, sequence: int) -> Latency:
     """One shape."""
     inputs = random_inputs(dense, batch, sequence)
-    for _ in range(_WARM_UP):
-        time_forward(dense, inputs)
-        time_forward(pruned, inputs)
-    slow: list[float] = []
-    fast: list[float] = []
-    started = time.perf_counter()
-    while len(slow) < _MOST_PAIRS:
-        slow.append(time_forward(dense, inputs))
-        fast.append(time_forward(pruned, inputs))
-        if len(slow) >= _FEWEST_PAIRS and time.perf_counter() - started > _SECONDS_PER_SHAPE:
-            break
+    calls = {"dense": lambda: dense(**inputs), "pruned": lambda: pruned(**inputs)}
+    seconds = time_in_turn(
+        calls,
+        inputs["input_ids"].device,
+        warm_up=_WARM_UP,
+        fewest=_FEWEST_PAIRS,
+        most=_MOST_PAIRS,
+        enough=_SECONDS_PER_SHAPE,
+    )
+    slow, fast = seconds["dense"], seconds["pruned"]
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     return Latency(
         batch=batch,
@@ -86,13 +88,9 @@ def fastest_multiple(width: int, units: int, *, device: torch.device, dtype: tor
         m: nn.Sequential(nn.Linear(width, size), nn.GELU(), nn.Linear(size, width)).to(device, dtype)
         for m, size in sizes.items()
     }
-    seconds: dict[int, list[float]] = {m: [] for m in pairs}
+    calls = {m: functools.partial(pair, x) for m, pair in pairs.items()}
     with torch.no_grad():
-        for turn in range(_TURNS + _WARM_UP):
-            for m, pair in pairs.items():
-                taken = time_call(lambda pair=pair: pair(x), device)
-                if turn >= _WARM_UP:
-                    seconds[m].append(taken)
+        seconds = time_in_turn(calls, device, warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
     cost = {m: statistics.median(seconds[m]) / sizes[m] for m in pairs}
     return next((m for m in cost if cost[m] <= _CLOSE_ENOUGH * min(cost.values())), 1)
 
@@ -109,9 +107,41 @@ def random_inputs(model: nn.Module, batch: int, sequence: int) -> dict[str, Tens
     return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
 
 
-def time_forward(model: nn.Module, inputs: dict[str, Tensor]) -> float:
-    """Seconds of one forward, until the device is done."""
-    return time_call(lambda: model(**inputs), inputs["input_ids"].device)
+def longest_row(model: nn.Module) -> int:
+    """Most tokens of a row that is safe for every supported family (RoBERTa keeps two positions for itself)."""
+    return int(getattr(model.config, "max_position_embeddings", 512)) - 2
+
+
+def time_in_turn(
+    calls: Mapping[K, Callable[[], object]],
+    device: torch.device,
+    *,
+    warm_up: int,
+    fewest: int,
+    most: int,
+    enough: float = 0.0,
+) -> dict[K, list[float]]:
+    """Seconds of every call, taken in turn, so that a drifting machine slows all of them alike.
+
+    Args:
+        calls: what to time.
+        device: that is waited for.
+        warm_up: untimed turns before.
+        fewest: turns at least.
+        most: turns at most.
+        enough: seconds in all after which no further turn is begun.
+    """
+    for _ in range(warm_up):
+        for call in calls.values():
+            time_call(call, device)
+    found: dict[K, list[float]] = {key: [] for key in calls}
+    started = time.perf_counter()
+    for turn in range(most):
+        if turn >= fewest and time.perf_counter() - started > enough:
+            break
+        for key, call in calls.items():
+            found[key].append(time_call(call, device))
+    return found
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from faster_pruner.capture import inference
 from faster_pruner.errors import OptionError, OutputError, VerificationError
+from faster_pruner.latency import longest_row
 
 # Logits of the exported float32 model may differ from PyTorch's by this much.
 TOLERANCE = 1e-4
@@ -136,8 +137,7 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
         _require(package)
     names = input_names(model)
     batch = torch.export.Dim("batch", min=1, max=65_536)
-    longest = int(getattr(model.config, "max_position_embeddings", 512))
-    sequence = torch.export.Dim("sequence", min=2, max=max(3, longest - 2))
+    sequence = torch.export.Dim("sequence", min=2, max=max(3, longest_row(model)))
     example = _example(model, _EXPORTED_SHAPE, 0)
     with inference(model), _quiet():
         program: Any = torch.onnx.export(
@@ -204,8 +204,7 @@ def _parity(
     model: nn.Module, logits_of: Callable[[dict[str, Tensor]], np.ndarray]
 ) -> tuple[float, list[tuple[int, int]]]:
     """Largest difference of a logit, and the shapes that were compared: those that the model can take."""
-    longest = int(getattr(model.config, "max_position_embeddings", 512)) - 2
-    shapes = [shape for shape in _CHECKED_SHAPES if shape[1] <= longest]
+    shapes = [shape for shape in _CHECKED_SHAPES if shape[1] <= longest_row(model)]
     worst = 0.0
     with inference(model):
         for seed, shape in enumerate(shapes, start=1):
