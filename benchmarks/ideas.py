@@ -27,7 +27,8 @@ from faster_pruner.selection.budget import Item, allocate
 from faster_pruner.selection.obs import Curve
 
 Idea = Callable[[Calibrated, Budget, Method], PreTrainedModel]
-DEFAULT = PRESETS["default"]
+# All rows are differentiated: ideas look into the statistics of every batch.
+DEFAULT = replace(PRESETS["default"], moment_tokens=None)
 PLAIN = replace(DEFAULT, align=False, rounds=1)
 
 
@@ -35,10 +36,9 @@ def least_kept(count: int) -> Idea:
     """Never starve a sublayer: keep at least `count` heads, and 16 x count neurons."""
 
     def idea(calibrated: Calibrated, budget: Budget, method: Method) -> PreTrainedModel:
+        items_of = pipeline.loss_items(calibrated, method)
         items = {
-            s.name: replace(
-                pipeline.loss_item(calibrated, s, method), least=count if s.kind == "attention" else 16 * count
-            )
+            s.name: replace(items_of[s.name], least=count if s.kind == "attention" else 16 * count)
             for s in calibrated.sublayers
         }
         return _recovered(calibrated, allocate(items, _macs(calibrated, budget)), method)
@@ -51,10 +51,9 @@ def curve_power(power: float) -> Idea:
 
     def idea(calibrated: Calibrated, budget: Budget, method: Method) -> PreTrainedModel:
         items: dict[str, Item] = {}
-        for s in calibrated.sublayers:
-            item = pipeline.loss_item(calibrated, s, method)
+        for name, item in pipeline.loss_items(calibrated, method).items():
             curve = Curve(order=item.curve.order, removed=item.curve.removed, loss=item.curve.loss**power)
-            items[s.name] = replace(item, curve=curve)
+            items[name] = replace(item, curve=curve)
         return _recovered(calibrated, allocate(items, _macs(calibrated, budget)), method)
 
     return idea
@@ -81,10 +80,9 @@ def measured_allocation(calibrated: Calibrated, budget: Budget, method: Method) 
     errors = {s.name: s.residual_after or 0.0 for s in first}
     mean = sum(errors.values()) / len(errors)
     items: dict[str, Item] = {}
-    for s in calibrated.sublayers:
-        item = pipeline.loss_item(calibrated, s, method)
-        loss = item.curve.loss * (errors[s.name] / mean)
-        items[s.name] = replace(item, curve=Curve(order=item.curve.order, removed=item.curve.removed, loss=loss))
+    for name, item in pipeline.loss_items(calibrated, method).items():
+        loss = item.curve.loss * (errors[name] / mean)
+        items[name] = replace(item, curve=Curve(order=item.curve.order, removed=item.curve.removed, loss=loss))
     return _recovered(calibrated, allocate(items, _macs(calibrated, budget)), method)
 
 

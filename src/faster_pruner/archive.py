@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from faster_pruner.pipeline import Calibrated, CalibrationSet
 from faster_pruner.precision import choose_precision
 from faster_pruner.storage import HiddenStates, Shelf, default_limit
 
-FORMAT = 1
+FORMAT = 2
 _INDEX = "statistics.json"
 _BATCHES = "batches.safetensors"
 
@@ -72,6 +72,7 @@ def save_statistics(
             if moment is not None:
                 tensors |= {f"{name}/gram": moment.gram, f"{name}/total": moment.total}
                 tensors[f"{name}/count"] = torch.tensor(moment.count)
+        tensors["rows"] = torch.tensor(own.rows)
         if own.mask_gradients is not None:
             tensors["mask_gradients"] = own.mask_gradients
         _write(folder / f"{sublayer.name}.safetensors", tensors)
@@ -79,6 +80,7 @@ def save_statistics(
         "format": FORMAT,
         "weights": weights_digest(opened),
         "batches": len(data.batches),
+        "differentiated": sum(batch.differentiated for batch in data.batches),
         "length": data.length,
         "seed": data.seed,
         "precision": data.setting.precision,
@@ -126,7 +128,8 @@ def load_statistics(
         options = CalibrationOptions(**{**index["about"]["calibration"], "precision": index["precision"]})
         count = int(index["batches"])
         stored = load_file(folder / _BATCHES, device=str(device))
-        batches = [_batch(stored, i) for i in range(count)]
+        differentiated = int(index["differentiated"])
+        batches = [replace(_batch(stored, i), differentiated=i < differentiated) for i in range(count)]
         sublayers = [s for s in resolve(opened.model, opened.family) if s.units > 0]
         found = {
             s.name: _sublayer(load_file(folder / f"{s.name}.safetensors", device=str(device)), count, shelf)
@@ -169,6 +172,7 @@ def _sublayer(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> Sublayer
         mask_gradients=stored.get("mask_gradients"),
         inputs=_moment(stored, "inputs"),
         output_gradients=_moment(stored, "output_gradients"),
+        rows=int(stored["rows"]),
         read=[stored[f"read/{i}"] for i in range(batches)],
         **lists,
     )

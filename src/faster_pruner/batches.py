@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 # A batch that is filled to this share ends at the first row shorter than `_SHORTEST` times its longest.
-_LEAST_FILLED = 0.25
+_LEAST_FILLED = 0.5
 _SHORTEST = 0.85
 
 # The keys of a tokenised row that hold one number per token.
@@ -32,11 +34,13 @@ class Batch:
             [B, S].
         rows: [B], positions of the rows in the original order.
         labels: [B] class indices or float targets, or None.
+        differentiated: whether the statistics pass runs backward through all of it (see `pack`).
     """
 
     inputs: dict[str, Tensor]
     rows: Tensor
     labels: Tensor | None
+    differentiated: bool = True
 
     @property
     def mask(self) -> Tensor:
@@ -49,6 +53,7 @@ class Batch:
             inputs={key: value.to(device) for key, value in self.inputs.items()},
             rows=self.rows.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            differentiated=self.differentiated,
         )
 
 
@@ -87,13 +92,38 @@ class EncodedRows:
         return sum(self.lengths) / len(self)
 
 
-def pack(rows: EncodedRows, *, tokens_per_batch: int, device: torch.device) -> list[Batch]:
+def rows_with(rows: EncodedRows, tokens: int) -> int:
+    """How many of the first rows together hold `tokens` real tokens; all of them if they hold less."""
+    totals = list(accumulate(rows.lengths))
+    return min(bisect_left(totals, tokens) + 1, len(totals))
+
+
+def pack(
+    rows: EncodedRows, *, tokens_per_batch: int, device: torch.device, differentiated: int | None = None
+) -> list[Batch]:
     """Batches of at most `tokens_per_batch` padded tokens (at least one row each), longest rows first.
 
     A batch also ends where rows have become so short that padding would cost more than a smaller batch does.
+
+    Args:
+        rows: to be packed.
+        tokens_per_batch: most padded tokens per batch.
+        device: where the batches go.
+        differentiated: the first so many rows make batches of their own, ahead of the others, and only these are
+            marked as `differentiated`; None for all rows.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows.tokens[i]["input_ids"]), i))
-    batches: list[Batch] = []
+    first = len(rows) if differentiated is None else min(differentiated, len(rows))
+    size = tokens_per_batch
+    leading = [_pad(rows, chosen) for chosen in _packed(rows, range(first), size)]
+    others = [
+        replace(_pad(rows, chosen), differentiated=False) for chosen in _packed(rows, range(first, len(rows)), size)
+    ]
+    return [batch.to(device) for batch in leading + others]
+
+
+def _packed(rows: EncodedRows, chosen: Iterable[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """The rows of each batch."""
+    order = sorted(chosen, key=lambda i: (-len(rows.tokens[i]["input_ids"]), i))
     start = 0
     while start < len(order):
         longest = max(1, len(rows.tokens[order[start]]["input_ids"]))
@@ -103,9 +133,8 @@ def pack(rows: EncodedRows, *, tokens_per_batch: int, device: torch.device) -> l
             if len(rows.tokens[order[enough]]["input_ids"]) < _SHORTEST * longest:
                 stop = enough
             enough += 1
-        batches.append(_pad(rows, order[start:stop]).to(device))
+        yield order[start:stop]
         start = stop
-    return batches
 
 
 def _pad(rows: EncodedRows, chosen: Sequence[int]) -> Batch:

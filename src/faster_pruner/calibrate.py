@@ -6,12 +6,17 @@ One forward and one backward per batch give, for every sublayer at once and for 
 
 the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the
 recovery. All are sums over tokens or rows, so they can be split over devices and added up.
+
+Moments settle long before the recovery's regressions do. So the backward may be confined to some of the batches
+(`Batch.differentiated`); the others run forward only, for their targets, except through the last sublayers, of whose
+tokens the loss reads only a few (in a classifier, CLS): those are cheap to differentiate and need every row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +26,9 @@ from faster_pruner.capture import Observation, PassSetting, gradients
 from faster_pruner.families import Sublayer
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.losses import Cotangent
-from faster_pruner.precision import forward_in
+from faster_pruner.precision import choose_precision, forward_in
 from faster_pruner.progress import Progress, Silent, counted
-from faster_pruner.storage import HiddenStates, Shelf
+from faster_pruner.storage import HiddenStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +56,18 @@ class SublayerStatistics:
         mask_gradients: [N, U], in the original order of the rows; None when not needed.
         inputs: second moment of X over the tokens that the loss reads; None when not needed.
         output_gradients: second moment of dL/dY over the same tokens; None when not needed.
+        rows: how many rows were differentiated here: those of the moments and the mask gradients.
         read: per batch [B, S] bool, the real tokens whose output the loss depends on (in the last layer of a
             classifier, CLS).
-        targets: per batch [tokens read, d], float32; empty when not needed.
-        producer_inputs: per batch [T, d] over the tokens of `producer_tokens`; empty when not needed.
+        targets: per batch [tokens read, d], in the precision of the pass; empty when not needed.
+        producer_inputs: for each of the first batches, those that were differentiated here, [T, d] over the tokens of
+            `producer_tokens`, in the precision of the pass; empty when not needed.
     """
 
     mask_gradients: Tensor | None = None
     inputs: SecondMoment | None = None
     output_gradients: SecondMoment | None = None
+    rows: int = 0
     read: list[Tensor] = field(default_factory=list)
     targets: Sequence[Tensor] = ()
     producer_inputs: Sequence[Tensor] = ()
@@ -91,11 +99,14 @@ class _Collector:
     """Turns observations into statistics."""
 
     def __init__(
-        self, sublayers: Sequence[Sublayer], rows: int, device: torch.device, needs: Needs, shelf: Shelf
+        self, sublayers: Sequence[Sublayer], rows: int, device: torch.device, needs: Needs, setting: PassSetting
     ) -> None:
         self.needs = needs
-        self.targets = {s.name: HiddenStates(shelf) for s in sublayers}
-        self.producer_inputs = {s.name: HiddenStates(shelf) for s in sublayers}
+        self.sublayers = sublayers
+        # hidden states of a bfloat16 pass are not known better than that
+        self.kept_in = torch.bfloat16 if choose_precision(setting.precision, device) == "bfloat16" else torch.float32
+        self.targets = {s.name: HiddenStates(setting.shelf) for s in sublayers}
+        self.producer_inputs = {s.name: HiddenStates(setting.shelf) for s in sublayers}
         self.batch: Batch | None = None
         self.statistics = {
             s.name: SublayerStatistics(
@@ -114,19 +125,40 @@ class _Collector:
         assert self.batch is not None
         own = self.statistics[sublayer.name]
         mask = self.batch.mask
-        read = mask & seen.y_gradient.ne(0).any(dim=-1)
+        read = mask if seen.y_gradient is None else mask & seen.y_gradient.ne(0).any(dim=-1)
         own.read.append(read)
+        if self.needs.targets:
+            self.targets[sublayer.name].append(tokens_of(seen.y + seen.residual.float(), read).to(self.kept_in))
+        if seen.x_gradient is None or seen.y_gradient is None:
+            return
+        own.rows += self.batch.rows.numel()
         if own.mask_gradients is not None:
             product = (seen.x.float() * seen.x_gradient.float() * mask[:, :, None]).sum(dim=1)
             own.mask_gradients[self.batch.rows] = product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
         if own.inputs is not None and own.output_gradients is not None:
             own.inputs.add(tokens_of(seen.x, read))
             own.output_gradients.add(tokens_of(seen.y_gradient, read))
-        if self.needs.targets:
-            self.targets[sublayer.name].append(tokens_of(seen.y + seen.residual.float(), read))
         if self.needs.producer_inputs:
             chosen = producer_tokens(sublayer, read, mask)
-            self.producer_inputs[sublayer.name].append(tokens_of(seen.producer_input, chosen))
+            self.producer_inputs[sublayer.name].append(tokens_of(seen.producer_input, chosen).to(self.kept_in))
+
+    def finish(self) -> None:
+        """Complete the sums; from here on statistics are only read."""
+        for own in self.statistics.values():
+            for moment in (own.inputs, own.output_gradients):
+                if moment is not None:
+                    moment.finish()
+
+    def partly_read_from(self, batches: Sequence[Batch]) -> int:
+        """The first of the last sublayers, of which the loss was seen to read less than half of the real tokens."""
+        start = len(self.sublayers)
+        while start > 0:
+            seen = self.statistics[self.sublayers[start - 1].name].read
+            real = sum(batch.mask.sum() for batch in batches[: len(seen)])
+            if 2 * sum(read.sum() for read in seen) >= real:
+                break
+            start -= 1
+        return start
 
 
 def calibrate(
@@ -144,7 +176,7 @@ def calibrate(
     Args:
         model: the dense model; called with each batch's inputs, it must return `.logits` [B, C].
         sublayers: in the order in which the model runs them.
-        batches: the calibration set.
+        batches: the calibration set, those that are `differentiated` first.
         cotangent: dL/dlogits (see `losses`).
         needs: which statistics to gather.
         setting: precision and storage; float32 and in memory by default.
@@ -153,16 +185,21 @@ def calibrate(
     rows = sum(batch.rows.numel() for batch in batches)
     device = next(model.parameters()).device
     setting = setting or PassSetting()
-    collector = _Collector(sublayers, rows, device, needs, setting.shelf)
+    collector = _Collector(sublayers, rows, device, needs, setting)
     logits: Tensor | None = None
-    with gradients(model, sublayers, collector.observe):
-        for batch in counted(batches, progress or Silent()):
-            collector.batch = batch
-            with forward_in(setting.precision, device):
-                output: Tensor = model(**batch.inputs).logits
-            output.backward(cotangent(output, batch).to(output.dtype))
-            if logits is None:
-                logits = torch.zeros(rows, output.shape[-1], device=device)
-            logits[batch.rows] = output.detach().float()
+    waiting = iter(counted(batches, progress or Silent()))
+    for differentiated, run in groupby(waiting, key=lambda batch: batch.differentiated):
+        start = 0 if differentiated else collector.partly_read_from(batches)
+        with gradients(model, sublayers, collector.observe, start=start):
+            for batch in run:
+                collector.batch = batch
+                with forward_in(setting.precision, device):
+                    output: Tensor = model(**batch.inputs).logits
+                if output.requires_grad:
+                    output.backward(cotangent(output, batch).to(output.dtype))
+                if logits is None:
+                    logits = torch.zeros(rows, output.shape[-1], device=device)
+                logits[batch.rows] = output.detach().float()
     assert logits is not None, "the calibration set is empty"
+    collector.finish()
     return Statistics(sublayers=collector.statistics, logits=logits, rows=rows)

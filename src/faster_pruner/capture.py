@@ -227,17 +227,17 @@ class Observation:
 
     Attributes:
         x: [B, S, n] input of the projection.
-        x_gradient: [B, S, n].
+        x_gradient: [B, S, n]; None where only the forward was watched.
         y: [B, S, d] output of the projection.
-        y_gradient: [B, S, d].
+        y_gradient: [B, S, d]; None where only the forward was watched.
         residual: [B, S, d] residual stream that the branch is added to.
         producer_input: [B, S, d] input of the producers.
     """
 
     x: Tensor
-    x_gradient: Tensor
+    x_gradient: Tensor | None
     y: Tensor
-    y_gradient: Tensor
+    y_gradient: Tensor | None
     residual: Tensor
     producer_input: Tensor
 
@@ -246,9 +246,15 @@ class _Watch:
     """Hooks of one sublayer for `gradients`."""
 
     def __init__(
-        self, sublayer: Sublayer, report: Callable[[Sublayer, Observation], None], *, starts_graph: bool
+        self,
+        sublayer: Sublayer,
+        report: Callable[[Sublayer, Observation], None],
+        *,
+        differentiated: bool,
+        starts_graph: bool,
     ) -> None:
-        self.sublayer, self.report, self.starts_graph = sublayer, report, starts_graph
+        self.sublayer, self.report = sublayer, report
+        self.differentiated, self.starts_graph = differentiated, starts_graph
         self.x: Tensor | None = None
         self.y: Tensor | None = None
         self.residual: Tensor | None = None
@@ -281,43 +287,52 @@ class _Watch:
         """Keep the input; the first sublayer's input is where the graph starts."""
         del module
         x = args[0].detach().requires_grad_() if self.starts_graph else args[0]
-        x.register_hook(self.input_gradient)
+        if self.differentiated:
+            x.register_hook(self.input_gradient)
         self.x = x.detach()
         return (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Keep the output."""
         del module, args
-        output.register_hook(self.output_gradient)
         self.y = output.detach()
+        if self.differentiated:
+            output.register_hook(self.output_gradient)
+        else:
+            self.finish(None)
 
     def output_gradient(self, gradient: Tensor) -> None:
         """Keep dL/dy."""
         self.y_gradient = gradient
 
     def input_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dx, the last to come."""
+        self.finish(gradient)
+
+    def finish(self, x_gradient: Tensor | None) -> None:
         """Everything is known now: report and let go of it."""
         assert self.x is not None
         assert self.y is not None
-        assert self.y_gradient is not None
         assert self.residual is not None
         assert self.producer_input is not None
-        seen = Observation(self.x, gradient, self.y, self.y_gradient, self.residual, self.producer_input)
+        seen = Observation(self.x, x_gradient, self.y, self.y_gradient, self.residual, self.producer_input)
         self.x = self.y = self.y_gradient = self.residual = self.producer_input = None
         self.report(self.sublayer, seen)
 
 
 @contextmanager
 def gradients(
-    model: nn.Module, sublayers: Sequence[Sublayer], report: Callable[[Sublayer, Observation], None]
+    model: nn.Module, sublayers: Sequence[Sublayer], report: Callable[[Sublayer, Observation], None], *, start: int = 0
 ) -> Generator[None]:
-    """Report every output projection once per backward, last sublayer first; parameters get no gradients.
+    """Report every output projection once per forward and backward; parameters get no gradients.
 
-    The graph starts at the input of the first output projection, so nothing before it is differentiated.
+    The graph starts at the input of the output projection of ``sublayers[start]``. It and the later ones are reported
+    in the backward, last sublayer first; the earlier ones in the forward, without gradients.
     """
     with ExitStack() as stack:
         stack.enter_context(activation_gradients_only(model))
         for place, sublayer in enumerate(sublayers):
-            for handle in _Watch(sublayer, report, starts_graph=place == 0).attach(model):
+            watch = _Watch(sublayer, report, differentiated=place >= start, starts_graph=place == start)
+            for handle in watch.attach(model):
                 stack.callback(handle.remove)
         yield

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from faster_pruner.errors import OptionError
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+# Each worker holds the matrices of one item.
+_MOST_WORKERS = 4
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -21,6 +30,22 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def on_all_cores(work: Callable[[Given], Found], items: Sequence[Given], device: torch.device) -> list[Found]:
+    """`work` of every item, in order; on a CPU of up to `_MOST_WORKERS` items at once, each on its share of the cores.
+
+    For work of many small operations, which do not get faster with cores. `work` must not change anything shared.
+    """
+    cores = torch.get_num_threads()
+    workers = min(cores, len(items), _MOST_WORKERS) if device.type == "cpu" else 1
+    if workers < 2:
+        return [work(item) for item in items]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _processor() -> str:

@@ -79,6 +79,9 @@ class Method:
         only_read_tokens: recover on the tokens that the loss reads, in every sublayer; the reference does so in
             the last FFN only. Always so when the teacher is the dense model: its targets are kept for these alone.
         damping: share of the mean diagonal added to the input second moment in second-order selection.
+        moment_tokens: second moments for the selection and the alignment are taken from the first rows that together
+            hold this many tokens per neuron of the widest sublayer, and the backward pass is run for these only; None
+            for all rows. First-order selection always takes all rows.
         elimination_block: most neurons removed per elimination step.
         align: before each sublayer is fitted, re-aim its producers: a linear map from the inputs that they get now to
             those that they got in the dense model is folded into their weights. Goes with recovery of weights.
@@ -101,6 +104,7 @@ class Method:
     skip_first_attention: bool = False
     only_read_tokens: bool = True
     damping: float = 1e-2
+    moment_tokens: int | None = None
     elimination_block: int = 16
     align: bool = False
     align_ridge: float = 1e-2
@@ -114,6 +118,7 @@ class Method:
         _at_least("fisher_batch", self.fisher_batch, 1)
         _at_least("elimination_block", self.elimination_block, 1)
         _at_least("rounds", self.rounds, 1)
+        _at_least("moment_tokens", 1 if self.moment_tokens is None else self.moment_tokens, 1)
 
     @property
     def aligns(self) -> bool:
@@ -148,6 +153,7 @@ PRESETS: dict[str, Method] = {
         recovery="weights",
         solver=SolverOptions(name="auto", ridge=1e-2),
         align=True,
+        moment_tokens=8,
         rounds=2,
         round_to=8,
     ),

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from faster_pruner import checkpoint, surgery
-from faster_pruner.batches import Batch, EncodedRows, pack
+from faster_pruner.batches import Batch, EncodedRows, pack, rows_with
 from faster_pruner.calibrate import Needs, Statistics, calibrate
 from faster_pruner.capture import PassSetting
 from faster_pruner.costs import encoder_macs, unit_macs
 from faster_pruner.errors import BudgetError
 from faster_pruner.families import FamilySpec, Sublayer, resolve
 from faster_pruner.losses import labelled, problem_of, true_fisher
+from faster_pruner.machine import on_all_cores
 from faster_pruner.options import Budget, CalibrationOptions, Method
 from faster_pruner.precision import choose_precision
 from faster_pruner.progress import Silent, StageClock
@@ -130,11 +131,24 @@ def calibrate_model(
     """
     clock = clock or StageClock(Silent())
     device = next(model.parameters()).device
-    batches = pack(rows, tokens_per_batch=calibration.tokens_per_batch, device=device)
+    batches = pack(
+        rows,
+        tokens_per_batch=calibration.tokens_per_batch,
+        device=device,
+        differentiated=_differentiated(model, family, rows, method),
+    )
     limit = default_limit(device) if calibration.memory_limit is None else calibration.memory_limit
     setting = PassSetting(precision=choose_precision(calibration.precision, device), shelf=Shelf(limit))
     data = CalibrationSet(batches, rows.mean_length, calibration.seed, setting)
     return _take_statistics(model, family, data, method, needs=needs_of(method), clock=clock)
+
+
+def _differentiated(model: PreTrainedModel, family: FamilySpec, rows: EncodedRows, method: Method) -> int | None:
+    """How many rows the moments are taken from (`Method.moment_tokens`); None for all."""
+    if method.selection == "fisher" or method.moment_tokens is None:
+        return None
+    widest = max(s.columns for s in resolve(model, family))
+    return rows_with(rows, method.moment_tokens * widest)
 
 
 def _take_statistics(
@@ -195,7 +209,8 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
 def _retake(dense: Calibrated, model: PreTrainedModel, method: Method, clock: StageClock) -> Calibrated:
     """Statistics of the half-pruned model: what selection needs; the recovery still aims at the dense model."""
     needs = replace(needs_of(method), targets=False, producer_inputs=False)
-    return _take_statistics(model, dense.family, dense.data, method, needs=needs, clock=clock)
+    data = replace(dense.data, batches=[batch for batch in dense.data.batches if batch.differentiated])
+    return _take_statistics(model, dense.family, data, method, needs=needs, clock=clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +254,7 @@ def select(calibrated: Calibrated, method: Method, budget: float, sizes: Sizes |
     sizes = sizes or Sizes()
     sublayers, length = calibrated.sublayers, calibrated.data.length
     if method.selection == "second-order":
-        return _allocate({s.name: loss_item(calibrated, s, method) for s in sublayers}, sublayers, budget, sizes)
+        return _allocate(loss_items(calibrated, method), sublayers, budget, sizes)
     groups = {s.name: grouped(_gradients(calibrated.statistics, s), method.fisher_batch) for s in sublayers}
     importance = {s.name: diagonal(groups[s.name]) for s in sublayers}
     cost = {s.name: unit_macs(s, length) for s in sublayers}
@@ -278,12 +293,16 @@ def _gradients(statistics: Statistics, sublayer: Sublayer) -> Tensor:
     return found
 
 
-def loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
-    """The loss curve of one sublayer."""
-    key = (sublayer.name, method.damping, method.elimination_block)
-    if key not in calibrated.items:
-        calibrated.items[key] = _loss_item(calibrated, sublayer, method)
-    return calibrated.items[key]
+def loss_items(calibrated: Calibrated, method: Method) -> dict[str, Item]:
+    """The loss curves of all sublayers, by name."""
+    keys = {s.name: (s.name, method.damping, method.elimination_block) for s in calibrated.sublayers}
+    missing = [s for s in calibrated.sublayers if keys[s.name] not in calibrated.items]
+    device = next(calibrated.model.parameters()).device
+    for sublayer, item in zip(
+        missing, on_all_cores(lambda s: _loss_item(calibrated, s, method), missing, device), strict=True
+    ):
+        calibrated.items[keys[sublayer.name]] = item
+    return {name: calibrated.items[key] for name, key in keys.items()}
 
 
 def _loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> Item:
@@ -293,7 +312,7 @@ def _loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> It
     assert own.output_gradients is not None
     weight = sublayer.output_of(calibrated.model).weight.detach().double()
     gram = own.inputs.centred().div_(max(1, own.inputs.count))
-    weighted = weight.T @ square_root(own.output_gradients.gram / calibrated.statistics.rows)
+    weighted = weight.T @ square_root(own.output_gradients.gram / own.rows)
     curve = eliminate(
         damped(gram, method.damping),
         weighted,

@@ -170,6 +170,8 @@ def _align(
     """Re-aim the producers of one sublayer at their dense inputs; returns the drift before and after."""
     moments: RegressionMoments | None = None
     for index, x in run.entries(sublayer):
+        if index >= len(own.producer_inputs):
+            continue  # only the first batches have them
         if moments is None:
             moments = RegressionMoments(sublayer.width, sublayer.width, x.device)
         chosen = producer_tokens(sublayer, own.read[index], batches[index].mask)

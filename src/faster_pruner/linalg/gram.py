@@ -1,4 +1,4 @@
-"""Gram matrices of token activations, accumulated in float32 batch by batch.
+"""Gram matrices of token activations, accumulated in float32.
 
 Rows are tokens: x [T, n], r [T, d]. Padding never gets here.
 
@@ -15,8 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from faster_pruner.linalg.solve import solve_dtype
+
 # Columns per strip of the symmetric update; narrower strips save little and multiply slower.
-_STRIP = 384
+_STRIP = 192
+# Tokens that are collected before they are multiplied. CPU libraries generate code for every new shape of a product,
+# for up to a millisecond, and batches come in many lengths.
+_TOKENS = 1024
 
 
 @contextmanager
@@ -30,43 +35,94 @@ def reduced_products() -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _add_upper_outer(gram: Tensor, x: Tensor) -> None:
-    """Add x' x to the blocks of `gram` on and above the diagonal; what is below is left wrong."""
-    for start in range(0, gram.shape[0], _STRIP):
-        stop = start + _STRIP
-        gram[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
-
-
-class SecondMoment:
-    """Sums of x and of x' x.
+class _TokenSums:
+    """Sums over tokens of z = [x | r], [T, n + d]: z, x' z and ||r||^2.
 
     Attributes:
-        total: [n] float64, sum.
+        n: columns of x.
+        product: [n, n + d] float32, x' z; blocks of x' x below the diagonal are wrong.
+        total: [n + d] float64.
+        square: 0-d float64, sum of ||r||^2.
         count: tokens.
     """
 
+    def __init__(self, n: int, d: int, device: torch.device) -> None:
+        self.n, self.count = n, 0
+        self.product = torch.zeros(n, n + d, device=device)
+        self.total = torch.zeros(n + d, dtype=solve_dtype(device), device=device)
+        self.square = torch.zeros((), dtype=solve_dtype(device), device=device)
+        self._waiting: Tensor | None = None
+        self._filled = 0
+
+    def add(self, *parts: Tensor) -> None:
+        """Add tokens: x [T, n], or x and r [T, d]."""
+        count = parts[0].shape[0]
+        start = 0
+        while start < count:
+            if self._waiting is None:
+                self._waiting = torch.empty(_TOKENS, self.total.numel(), device=self.product.device)
+            stop = min(count, start + _TOKENS - self._filled)
+            rows = self._waiting[self._filled : self._filled + stop - start]
+            for place, part in zip(rows.split([part.shape[1] for part in parts], dim=1), parts, strict=True):
+                place.copy_(part[start:stop])
+            self._filled += stop - start
+            start = stop
+            if self._filled == _TOKENS:
+                self._multiply(self._waiting)
+        self.count += count
+
+    def finish(self) -> None:
+        """Add what still waits."""
+        if self._waiting is not None:
+            self._waiting[self._filled :].zero_()
+            self._multiply(self._waiting)
+            self._waiting = None
+
+    def _multiply(self, z: Tensor) -> None:
+        with reduced_products():
+            for start in range(0, self.n, _STRIP):
+                stop = min(self.n, start + _STRIP)
+                self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])
+        self.total += z.sum(dim=0).to(self.total.dtype)
+        self.square += z[:, self.n :].square().sum().to(self.square.dtype)
+        self._filled = 0
+
+
+class SecondMoment:
+    """Sums of x and of x' x."""
+
     def __init__(self, n: int, device: torch.device) -> None:
-        self._upper = torch.zeros(n, n, device=device)
-        self._mirrored = True
-        self.total = torch.zeros(n, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        self.count = 0
+        self._sums = _TokenSums(n, 0, device)
+        self._mirrored_at = 0
 
     def add(self, x: Tensor) -> None:
         """Add tokens x [T, n]."""
-        wide = x.float()
-        with reduced_products():
-            _add_upper_outer(self._upper, wide)
-        self._mirrored = False
-        self.total += wide.sum(dim=0).to(self.total.dtype)
-        self.count += x.shape[0]
+        self._sums.add(x)
+
+    def finish(self) -> None:
+        """Complete the sums and free what was needed to add to them; adding more is still possible."""
+        self._sums.finish()
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return self._sums.count
+
+    @property
+    def total(self) -> Tensor:
+        """[n] float64, sum."""
+        self._sums.finish()
+        return self._sums.total[: self._sums.n]
 
     @property
     def gram(self) -> Tensor:
         """[n, n] float32, sum of outer products."""
-        if not self._mirrored:
-            self._upper = self._upper.triu() + self._upper.triu(1).T
-            self._mirrored = True
-        return self._upper
+        self._sums.finish()
+        gram = self._sums.product[:, : self._sums.n]
+        if self._mirrored_at != self.count:
+            gram.copy_(gram.triu() + gram.triu(1).T)
+            self._mirrored_at = self.count
+        return gram
 
     def plus(self, other: SecondMoment) -> SecondMoment:
         """The moment of both sets of tokens."""
@@ -76,7 +132,15 @@ class SecondMoment:
     def of(cls, gram: Tensor, total: Tensor, count: int) -> SecondMoment:
         """A moment from its parts."""
         made = cls(0, gram.device)
-        made._upper, made.total, made.count = gram, total, count
+        made._sums.n, made._sums.product, made._sums.total, made._sums.count = gram.shape[0], gram, total, count
+        made._mirrored_at = count
+        return made
+
+    @classmethod
+    def within(cls, sums: _TokenSums) -> SecondMoment:
+        """The moment of x alone, sharing the memory of `sums`."""
+        made = cls(0, sums.product.device)
+        made._sums = sums
         return made
 
     def centred(self) -> Tensor:
@@ -90,26 +154,33 @@ class RegressionMoments:
 
     Attributes:
         inputs: second moment of x.
-        cross: [n, d] float32, sum of x' r.
-        target_total: [d] float64, sum of r.
-        target_square: 0-d float64, sum of ||r||^2.
     """
 
     def __init__(self, n: int, d: int, device: torch.device) -> None:
-        self.inputs = SecondMoment(n, device)
-        dtype = self.inputs.total.dtype
-        self.cross = torch.zeros(n, d, device=device)
-        self.target_total = torch.zeros(d, dtype=dtype, device=device)
-        self.target_square = torch.zeros((), dtype=dtype, device=device)
+        self._sums = _TokenSums(n, d, device)
+        self.inputs = SecondMoment.within(self._sums)
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Add tokens x [T, n] with targets r [T, d]."""
-        wide = r.float()
-        self.inputs.add(x)
-        with reduced_products():
-            self.cross.addmm_(x.float().T, wide)
-        self.target_total += wide.sum(dim=0).to(self.target_total.dtype)
-        self.target_square += wide.square().sum().to(self.target_square.dtype)
+        self._sums.add(x, r)
+
+    @property
+    def cross(self) -> Tensor:
+        """[n, d] float32, sum of x' r."""
+        self._sums.finish()
+        return self._sums.product[:, self._sums.n :]
+
+    @property
+    def target_total(self) -> Tensor:
+        """[d] float64, sum of r."""
+        self._sums.finish()
+        return self._sums.total[self._sums.n :]
+
+    @property
+    def target_square(self) -> Tensor:
+        """0-d float64, sum of ||r||^2."""
+        self._sums.finish()
+        return self._sums.square
 
     @property
     def count(self) -> int:
