@@ -51,7 +51,14 @@ def run(task: str, part: str, budgets: list[float], seed: int, only: list[str]) 
     held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
     taken: dict[Any, Any] = {}
     for name, (method, idea) in variants.items():
-        key = (method.selection, method.labels, method.aligns, method.recovery != "none", method.teacher)
+        key = (
+            method.selection,
+            method.labels,
+            method.aligns,
+            method.recovery != "none",
+            method.teacher,
+            method.moment_tokens,
+        )
         if key not in taken:
             taken.clear()
             options = CalibrationOptions(seed=seed)

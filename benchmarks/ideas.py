@@ -209,7 +209,11 @@ def _weighted_statistics(calibrated: Calibrated, method: Method, power: float) -
 
 
 IDEAS: dict[str, tuple[Method, Idea | None]] = {
-    "default": (DEFAULT, None),
+    "default": (PRESETS["default"], None),
+    "default, moments of all rows": (DEFAULT, None),
+    "default, moments of 16 tokens per neuron": (replace(DEFAULT, moment_tokens=16), None),
+    "default, moments of 4 tokens per neuron": (replace(DEFAULT, moment_tokens=4), None),
+    "default, moments of 2 tokens per neuron": (replace(DEFAULT, moment_tokens=2), None),
     "alignment, one round": (replace(PLAIN, align=True), None),
     "alignment, two rounds at every budget": (replace(DEFAULT, rounds_below=1.0), None),
     "alignment, three rounds at every budget": (replace(DEFAULT, rounds=3, rounds_below=1.0), None),

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import tiny
 from faster_pruner import Budget, CalibrationOptions, cut_again, load, prune
+from faster_pruner.archive import load_statistics
+from faster_pruner.checkpoint import open_checkpoint
 from faster_pruner.errors import DataError, OutputError
 from test_cli import run
 
@@ -23,7 +25,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def kept(checkpoint: Path, data: Path, tmp_path: Path) -> Path:
     """Statistics of the default preset."""
-    options = CalibrationOptions(rows=32, keep=str(tmp_path / "kept"))
+    options = CalibrationOptions(rows=48, keep=str(tmp_path / "kept"))
     prune(checkpoint, task="sst2", data=data, macs=0.7, output=tmp_path / "first", calibration=options)
     return tmp_path / "kept"
 
@@ -33,7 +35,7 @@ def kept(checkpoint: Path, data: Path, tmp_path: Path) -> Path:
 def test_a_later_cut_is_the_one_that_a_run_of_its_own_would_have_made(
     preset: str, macs: float, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    options = CalibrationOptions(rows=32, keep=str(tmp_path / "kept"))
+    options = CalibrationOptions(rows=48, keep=str(tmp_path / "kept"))
     prune(checkpoint, task="sst2", data=data, macs=0.7, calibration=options, method=preset)
     result = cut_again(tmp_path / "kept", macs=macs, output=tmp_path / "later")
     assert result.report.preset == preset
@@ -46,16 +48,27 @@ def test_a_later_cut_is_the_one_that_a_run_of_its_own_would_have_made(
         macs=macs,
         output=tmp_path / "own",
         method=preset,
-        calibration=CalibrationOptions(rows=32),
+        calibration=CalibrationOptions(rows=48),
     )
     later, own = weights(tmp_path / "later"), weights(tmp_path / "own")
     assert later.keys() == own.keys()
     assert all(torch.equal(later[name], own[name]) for name in own)
 
 
+def test_which_rows_were_differentiated_is_kept(kept: Path, checkpoint: Path) -> None:
+    """The second round of a strong budget takes its statistics from those rows alone."""
+    calibrated, _, _ = load_statistics(kept, open_checkpoint(str(checkpoint), device=torch.device("cpu")))
+    flags = [batch.differentiated for batch in calibrated.data.batches]
+    assert True in flags
+    assert False in flags
+    rows = sum(batch.rows.numel() for batch in calibrated.data.batches if batch.differentiated)
+    assert calibrated.statistics["layers.0.ffn"].rows == rows < 48
+    assert calibrated.statistics["layers.1.ffn"].rows == 48
+
+
 def test_cut_from_the_command_line(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     common = ("prune", checkpoint, "--task", "sst2", "--data", data, "--macs", "0.7", "--output", tmp_path / "first")
-    code, _, _ = run(*common, "--keep-statistics", tmp_path / "kept", "--calibration-rows", "32")
+    code, _, _ = run(*common, "--keep-statistics", tmp_path / "kept", "--calibration-rows", "48")
     assert code == 0
     code, text, _ = run("cut", tmp_path / "kept", "--macs", "0.5", "-o", tmp_path / "bare", "--memory-limit", "0")
     assert code == 0
@@ -103,6 +116,6 @@ def test_damaged_statistics_are_one_clear_error(kept: Path, tmp_path: Path) -> N
 
 
 def test_statistics_are_not_written_over(kept: Path, checkpoint: Path, data: Path) -> None:
-    options = CalibrationOptions(rows=32, keep=str(kept))
+    options = CalibrationOptions(rows=48, keep=str(kept))
     with pytest.raises(OutputError, match="not empty"):
         prune(checkpoint, task="sst2", data=data, macs=0.5, calibration=options)

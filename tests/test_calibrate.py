@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import oracles
 import tiny
-from faster_pruner.batches import pack
+from faster_pruner.batches import Batch, pack, rows_with
 from faster_pruner.calibrate import Needs, Statistics, calibrate
 from faster_pruner.capture import inference
 from faster_pruner.families import FAMILIES, family_of, resolve
@@ -113,6 +115,55 @@ def test_padding_never_counts_and_the_last_layer_reads_one_token() -> None:
     for read in statistics["layers.1.ffn"].read:
         assert read[:, 0].all()
         assert not read[:, 1:].any()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_that_run_forward_only_give_targets_and_nothing_else(family: str) -> None:
+    model, rows, first = tiny.make_model(family), tiny.make_rows(30), 11
+    sublayers = resolve(model, family_of(family))
+    cotangent = true_fisher("single_label_classification", rows=30, seed=0)
+    needs = Needs(moments=True, targets=True, producer_inputs=True)
+
+    def taken(batches: list[Batch]) -> Statistics:
+        return calibrate(model, sublayers, batches, cotangent, needs=needs)
+
+    batches = pack(rows, tokens_per_batch=40, device=torch.device("cpu"), differentiated=first)
+    found = taken(batches)
+    whole = taken([replace(batch, differentiated=True) for batch in batches])
+    part = taken([batch for batch in batches if batch.differentiated])
+    assert torch.equal(found.logits, whole.logits)
+    for sublayer in sublayers:
+        own, all_rows = found[sublayer.name], whole[sublayer.name]
+        for mine, other in ((own.targets, all_rows.targets), (own.read, all_rows.read)):
+            assert len(mine) == len(batches)
+            assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+        # of the last layer the loss reads one token per row: every row counts there
+        last = sublayer.layer == 1
+        expected = all_rows if last else part[sublayer.name]
+        assert own.rows == (30 if last else first)
+        assert torch.allclose(own.inputs.gram, expected.inputs.gram, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(own.output_gradients.gram, expected.output_gradients.gram, rtol=1e-4, atol=1e-7)
+        assert len(own.producer_inputs) == len(expected.producer_inputs)
+        assert all(torch.equal(a, b) for a, b in zip(own.producer_inputs, expected.producer_inputs, strict=True))
+
+
+def test_which_rows_are_differentiated_does_not_depend_on_the_packing() -> None:
+    rows = tiny.make_rows(30)
+    for tokens in (12, 1000):
+        batches = pack(rows, tokens_per_batch=tokens, device=torch.device("cpu"), differentiated=11)
+        flags = [batch.differentiated for batch in batches]
+        assert flags == sorted(flags, reverse=True)
+        chosen = [int(i) for batch in batches if batch.differentiated for i in batch.rows]
+        assert sorted(chosen) == list(range(11))
+        assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(30))
+
+
+def test_rows_with_so_many_tokens() -> None:
+    rows = tiny.make_rows(30)
+    for tokens in (1, rows.lengths[0], rows.lengths[0] + 1, sum(rows.lengths) - 1, 10_000):
+        count = rows_with(rows, tokens)
+        assert count == 30 or sum(rows.lengths[:count]) >= tokens
+        assert sum(rows.lengths[: count - 1]) < tokens
 
 
 def test_packing_is_sorted_and_bounded() -> None:

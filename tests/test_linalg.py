@@ -179,6 +179,25 @@ def test_moments_equal_direct_sums_and_centre() -> None:
     assert torch.allclose(moment.centred(), centred.T @ centred, atol=1e-3)
 
 
+def test_sums_do_not_depend_on_how_tokens_arrive() -> None:
+    """More tokens than are multiplied at once, in parts of any size, and more after the sums have been read."""
+    x, r = torch.randn(2600, 300).bfloat16(), torch.randn(2600, 7)
+    moments = RegressionMoments(300, 7, torch.device("cpu"))
+    done = 0
+    for size in (1, 1022, 1, 1500, 0, 76):
+        moments.add(x[done : done + size], r[done : done + size])
+        done += size
+        seen = x[:done].float()
+        assert moments.count == done
+        assert torch.allclose(moments.inputs.gram, seen.T @ seen, rtol=1e-4, atol=2e-3)
+        assert torch.equal(moments.inputs.gram, moments.inputs.gram.T)
+        # factors may be rounded to bfloat16
+        assert torch.allclose(moments.cross, seen.T @ r[:done], rtol=1e-2, atol=1.0)
+        assert torch.allclose(moments.inputs.total, seen.double().sum(dim=0), atol=1e-3)
+        assert torch.allclose(moments.target_total, r[:done].double().sum(dim=0), atol=1e-3)
+        assert float(moments.target_square) == pytest.approx(float(r[:done].double().square().sum()), rel=1e-5)
+
+
 def test_reconstruction_is_least_squares_with_intercept() -> None:
     x, r = torch.randn(200, 9) + 1.0, torch.randn(200, 4) - 2.0
     moments = RegressionMoments(9, 4, torch.device("cpu"))

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from faster_pruner.linalg.solve import solve_dtype
 
-# Columns per strip of the symmetric update; narrower strips save little and multiply slower.
-_STRIP = 192
+# Columns per strip of the symmetric update; narrower strips save little and multiply slower. A GPU wants larger products
+# (its sizes are not measured).
+_STRIP_ON_CPU, _STRIP_ELSEWHERE = 192, 1024
 # Tokens that are collected before they are multiplied. CPU libraries generate code for every new shape of a product,
 # for up to a millisecond, and batches come in many lengths.
-_TOKENS = 1024
+_TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 1024, 4096
 
 
 @contextmanager
@@ -51,6 +52,9 @@ class _TokenSums:
         self.product = torch.zeros(n, n + d, device=device)
         self.total = torch.zeros(n + d, dtype=solve_dtype(device), device=device)
         self.square = torch.zeros((), dtype=solve_dtype(device), device=device)
+        on_cpu = device.type == "cpu"
+        self._strip = _STRIP_ON_CPU if on_cpu else _STRIP_ELSEWHERE
+        self._tokens = _TOKENS_ON_CPU if on_cpu else _TOKENS_ELSEWHERE
         self._waiting: Tensor | None = None
         self._filled = 0
 
@@ -60,14 +64,14 @@ class _TokenSums:
         start = 0
         while start < count:
             if self._waiting is None:
-                self._waiting = torch.empty(_TOKENS, self.total.numel(), device=self.product.device)
-            stop = min(count, start + _TOKENS - self._filled)
+                self._waiting = torch.empty(self._tokens, self.total.numel(), device=self.product.device)
+            stop = min(count, start + self._tokens - self._filled)
             rows = self._waiting[self._filled : self._filled + stop - start]
             for place, part in zip(rows.split([part.shape[1] for part in parts], dim=1), parts, strict=True):
                 place.copy_(part[start:stop])
             self._filled += stop - start
             start = stop
-            if self._filled == _TOKENS:
+            if self._filled == self._tokens:
                 self._multiply(self._waiting)
         self.count += count
 
@@ -80,8 +84,8 @@ class _TokenSums:
 
     def _multiply(self, z: Tensor) -> None:
         with reduced_products():
-            for start in range(0, self.n, _STRIP):
-                stop = min(self.n, start + _STRIP)
+            for start in range(0, self.n, self._strip):
+                stop = min(self.n, start + self._strip)
                 self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])
         self.total += z.sum(dim=0).to(self.total.dtype)
         self.square += z[:, self.n :].square().sum().to(self.square.dtype)
