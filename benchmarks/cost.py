@@ -27,7 +27,7 @@ from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_resu
 from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.capture import activation_gradients_only
 from faster_pruner.families import FamilySpec, base_model, family_of, resolve
-from faster_pruner.machine import pick_device
+from faster_pruner.machine import MOST_WORKERS, pick_device
 from faster_pruner.options import PRESETS, Budget, CalibrationOptions, PrecisionName
 from faster_pruner.pipeline import calibrate_model, cut
 from faster_pruner.precision import choose_precision, forward_in
@@ -93,12 +93,11 @@ def timed(
     yield "further budget", clock.seconds
 
 
-def stages(names: list[str], presets: list[str], repeats: int, device: torch.device) -> list[dict[str, Any]]:
+def stages(
+    names: list[str], presets: list[str], precisions: list[PrecisionName], repeats: int, device: torch.device
+) -> list[dict[str, Any]]:
     """Medians over repeats that alternate FB and every preset."""
     found: list[dict[str, Any]] = []
-    precisions: list[PrecisionName] = ["float32"]
-    if choose_precision("auto", device) == "bfloat16":
-        precisions.append("bfloat16")
     for name in names:
         model, rows = case(name, device)
         family = family_of(str(model.config.model_type))
@@ -135,12 +134,13 @@ def stages(names: list[str], presets: list[str], repeats: int, device: torch.dev
 def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: str) -> dict[str, int]:
     """The formula of docs/cost.md: bytes beyond a process that has run one FB, for the default preset.
 
-    student copy + statistics (n^2 + d^2 per sublayer, float32) + hidden states of all real tokens (two per sublayer, d
-    float32 each; last FFN: one token per row) + suspended forwards (largest sublayer's activations of all padded
-    tokens) + elimination or solve of the widest sublayer (four float64 n x n).
+    student copy + statistics (n^2 + d^2 per sublayer, float32) + hidden states (per sublayer d for every real token,
+    and d again for every differentiated one; in the last layer for all tokens once) + suspended forwards (largest
+    sublayer's activations of all padded tokens) + eliminations side by side (four float64 n x n each).
     """
     sublayers = resolve(model, family_of(str(model.config.model_type)))
     real = sum(int(batch.mask.sum()) for batch in batches)
+    differentiated = sum(int(batch.mask.sum()) for batch in batches if batch.differentiated)
     padded = sum(batch.mask.numel() for batch in batches)
     width, widest = sublayers[0].width, max(s.columns for s in sublayers)
     heads = max(s.columns for s in sublayers if s.kind == "attention")
@@ -148,9 +148,9 @@ def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: st
     return {
         "student": 4 * sum(p.numel() for p in model.parameters()),
         "statistics": 4 * sum(s.columns**2 + s.width**2 for s in sublayers),
-        "hidden states": 4 * width * real * (2 * len(sublayers) - 2),
+        "hidden states": size * width * ((len(sublayers) - 2) * (real + differentiated) + real),
         "suspended": padded * (max(size * widest, 4 * size * heads) + 2 * 4 * width),
-        "solve": 4 * 8 * widest**2,
+        "eliminations": 4 * 8 * widest**2 * min(torch.get_num_threads(), MOST_WORKERS),
     }
 
 
@@ -168,15 +168,16 @@ def memory_run(name: str, limit: int | None) -> dict[str, Any]:
     precision = choose_precision("auto", device)
     forward_backward(model, batches, precision)
     after_fb = peak_memory_mb()
-    terms = predicted_memory(model, batches, precision)
-    if limit is not None:
-        kept = min(limit, terms["hidden states"])
-        terms["suspended"] = min(terms["suspended"], limit - kept + terms["suspended"] // 2)
-        terms["hidden states"] = kept
     options = CalibrationOptions(memory_limit=limit)
     started = time.perf_counter()
     calibrated = calibrate_model(model, family_of(str(model.config.model_type)), rows, PRESETS["default"], options)
     cut(calibrated, FIRST, PRESETS["default"])
+    seconds = time.perf_counter() - started
+    terms = predicted_memory(model, calibrated.data.batches, precision)
+    if limit is not None:
+        kept = min(limit, terms["hidden states"])
+        terms["suspended"] = min(terms["suspended"], limit - kept + terms["suspended"] // 2)
+        terms["hidden states"] = kept
     return {
         "case": name,
         "limit_mb": None if limit is None else limit / 1024**2,
@@ -185,7 +186,7 @@ def memory_run(name: str, limit: int | None) -> dict[str, Any]:
         "predicted_mb": after_fb + sum(terms.values()) / 1024**2,
         "terms_mb": {key: value / 1024**2 for key, value in terms.items()},
         "spilled_mb": calibrated.data.setting.shelf.spilled / 1024**2,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
     }
 
 
@@ -261,10 +262,11 @@ def write_page() -> None:
     text = page.read_text()
     stage_rows = [
         "| model | passes in | preset | one budget (.5), FB | statistics | selection | recovery "
-        "| further budget (.3), FB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| further budget (.3), FB | one budget in FB of float32 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    records = read_result("cost-stages") or []
+    records = sorted(read_result("cost-stages") or [], key=lambda r: CASES.index(r["case"]))
+    plain = {r["case"]: r["fb_seconds"] for r in records if r["precision"] == "float32"}
     for first in (r for r in records if r["what"] == "one budget"):
         same = ("case", "precision", "preset")
         second = next(r for r in records if r["what"] == "further budget" and all(r[key] == first[key] for key in same))
@@ -272,7 +274,8 @@ def write_page() -> None:
         stage_rows.append(
             f"| {first['case']} | {first['precision']} | `{first['preset']}` | "
             f"**{first['fb']:.2f}** ({first['low']:.2f}-{first['high']:.2f}) | {parts} | "
-            f"**{second['fb']:.2f}** ({second['low']:.2f}-{second['high']:.2f}) |"
+            f"**{second['fb']:.2f}** ({second['low']:.2f}-{second['high']:.2f}) | "
+            f"{first['fb'] * first['fb_seconds'] / plain[first['case']]:.2f} |"
         )
     memory_rows = [
         "| model | limit on hidden states | peak after one FB, MB | peak, MB | formula, MB | spilled, MB |",
@@ -298,6 +301,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["stages", "memory", "scaling"])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--presets", default=",".join(PRESETS))
+    parser.add_argument("--precisions", default="", help="by default float32, and bfloat16 where the device has it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default=None)
     parser.add_argument("--show", action="store_true")
@@ -310,9 +314,12 @@ def main() -> None:
     device = pick_device(arguments.device)
     names = arguments.cases.split(",")
     if arguments.part == "stages":
-        measured = stages(names, arguments.presets.split(","), arguments.repeats, device)
-        again = {(r["case"], r["preset"]) for r in measured}
-        kept = [r for r in read_result("cost-stages") or [] if (r["case"], r["preset"]) not in again]
+        precisions: list[Any] = sorted({"float32", choose_precision("auto", device)}, reverse=True)
+        if arguments.precisions:
+            precisions = arguments.precisions.split(",")
+        measured = stages(names, arguments.presets.split(","), precisions, arguments.repeats, device)
+        again = {(r["case"], r["preset"], r["precision"]) for r in measured}
+        kept = [r for r in read_result("cost-stages") or [] if (r["case"], r["preset"], r["precision"]) not in again]
         write_result("cost-stages", kept + measured)
     elif arguments.part == "memory":
         write_result("cost-memory", memory(names))

@@ -122,9 +122,7 @@ def prune(
         check_output(folder, overwrite=overwrite, bytes_needed=stored_bytes(opened.model, opened.dtype))
     if options.calibration.keep is not None:
         check_output(Path(options.calibration.keep), overwrite=False, bytes_needed=0)
-    if options.budget.round_to == "auto":
-        with clock.stage("measure multiples"):
-            options = replace(options, budget=replace(options.budget, round_to=_measured_multiple(opened)))
+    options = replace(options, budget=_with_measured_multiple(options.budget, opened, clock))
     calibrated = calibrate_model(opened.model, opened.family, rows, options.method, options.calibration, clock=clock)
     if options.calibration.keep is not None:
         _keep(calibrated, prepared, options, clock)
@@ -201,19 +199,21 @@ def cut_again(
         splits=splits,
         calibration_hash=str(about.get("calibration_hash", "")),
     )
-    budget = macs if isinstance(macs, Budget) else Budget(macs=macs)
-    if budget.round_to == "auto":
-        budget = replace(budget, round_to=_measured_multiple(opened))
+    budget = _with_measured_multiple(macs if isinstance(macs, Budget) else Budget(macs=macs), opened, clock)
     options = PruneOptions(budget=budget, method=method, calibration=calibration)
     return _run(prepared, calibrated, options, clock, folder, overwrite=overwrite)
 
 
-def _measured_multiple(opened: checkpoint.Opened) -> int:
-    """The multiple of neurons that this device runs fastest."""
+def _with_measured_multiple(budget: Budget, opened: checkpoint.Opened, clock: StageClock) -> Budget:
+    """A budget that asks for it gets the multiple of neurons that this device runs fastest."""
+    if budget.round_to != "auto":
+        return budget
     ffn = [s for s in resolve(opened.model, opened.family) if s.kind == "ffn"]
     parameter = next(opened.model.parameters())
     dtype = opened.dtype if parameter.device.type == "cuda" else torch.float32
-    return latency.fastest_multiple(ffn[0].width, max(s.units for s in ffn), device=parameter.device, dtype=dtype)
+    with clock.stage("measure multiples"):
+        found = latency.fastest_multiple(ffn[0].width, max(s.units for s in ffn), device=parameter.device, dtype=dtype)
+    return replace(budget, round_to=found)
 
 
 def _run(

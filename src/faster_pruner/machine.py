@@ -17,7 +17,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 # Each worker holds the matrices of one item.
-_MOST_WORKERS = 4
+MOST_WORKERS = 4
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -33,12 +33,12 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def on_all_cores(work: Callable[[Given], Found], items: Sequence[Given], device: torch.device) -> list[Found]:
-    """`work` of every item, in order; on a CPU of up to `_MOST_WORKERS` items at once, each on its share of the cores.
+    """`work` of every item, in order; on a CPU of up to `MOST_WORKERS` items at once, each on its share of the cores.
 
     For work of many small operations, which do not get faster with cores. `work` must not change anything shared.
     """
     cores = torch.get_num_threads()
-    workers = min(cores, len(items), _MOST_WORKERS) if device.type == "cpu" else 1
+    workers = min(cores, len(items), MOST_WORKERS) if device.type == "cpu" else 1
     if workers < 2:
         return [work(item) for item in items]
     try:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from faster_pruner.linalg.solve import solve_dtype
 
-# Columns per strip of the symmetric update; narrower strips save little and multiply slower. A GPU wants larger products
-# (its sizes are not measured).
+# Columns per strip of the symmetric update; narrower strips save little and multiply slower. A GPU wants larger
+# products (its sizes are not measured).
 _STRIP_ON_CPU, _STRIP_ELSEWHERE = 192, 1024
 # Tokens that are collected before they are multiplied. CPU libraries generate code for every new shape of a product,
 # for up to a millisecond, and batches come in many lengths.
