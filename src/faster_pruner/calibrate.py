@@ -128,7 +128,9 @@ class _Collector:
         read = mask if seen.y_gradient is None else mask & seen.y_gradient.ne(0).any(dim=-1)
         own.read.append(read)
         if self.needs.targets:
-            self.targets[sublayer.name].append(tokens_of(seen.y + seen.residual.float(), read).to(self.kept_in))
+            target = torch.empty_like(seen.residual, dtype=self.kept_in)
+            torch.add(seen.residual.float(), seen.y, out=target)
+            self.targets[sublayer.name].append(tokens_of(target, read))
         if seen.x_gradient is None or seen.y_gradient is None:
             return
         own.rows += self.batch.rows.numel()
