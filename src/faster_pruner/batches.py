@@ -113,12 +113,11 @@ def pack(
             marked as `differentiated`; None for all rows.
     """
     first = len(rows) if differentiated is None else min(differentiated, len(rows))
-    size = tokens_per_batch
-    leading = [_pad(rows, chosen) for chosen in _packed(rows, range(first), size)]
-    others = [
-        replace(_pad(rows, chosen), differentiated=False) for chosen in _packed(rows, range(first, len(rows)), size)
-    ]
-    return [batch.to(device) for batch in leading + others]
+    batches: list[Batch] = []
+    for part, flag in ((range(first), True), (range(first, len(rows)), False)):
+        packed = _packed(rows, part, tokens_per_batch)
+        batches += [replace(_pad(rows, chosen), differentiated=flag).to(device) for chosen in packed]
+    return batches
 
 
 def _packed(rows: EncodedRows, chosen: Iterable[int], tokens_per_batch: int) -> Iterator[list[int]]:

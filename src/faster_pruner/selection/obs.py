@@ -57,8 +57,8 @@ def additive(importance: Tensor) -> Curve:
 def square_root(matrix: Tensor) -> Tensor:
     """A factor R [d, r] with ``R R' = matrix`` for a symmetric semi-definite [d, d].
 
-    The Cholesky factor where there is one. Otherwise r is the numerical rank: negative eigenvalues are clamped, and those
-    that together make up less than 1e-9 of the trace are left out.
+    The Cholesky factor where there is one. Otherwise r is the numerical rank: negative eigenvalues are clamped, and
+    those that together make up less than 1e-9 of the trace are left out.
     """
     factor, info = torch.linalg.cholesky_ex(matrix.double())
     if int(info) == 0:
