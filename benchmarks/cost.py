@@ -266,16 +266,18 @@ def write_page() -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     records = sorted(read_result("cost-stages") or [], key=lambda r: CASES.index(r["case"]))
-    plain = {r["case"]: r["fb_seconds"] for r in records if r["precision"] == "float32"}
+    # only figures of the same run are compared
+    plain = {(r["case"], r["preset"]): r["fb_seconds"] for r in records if r["precision"] == "float32"}
     for first in (r for r in records if r["what"] == "one budget"):
         same = ("case", "precision", "preset")
         second = next(r for r in records if r["what"] == "further budget" and all(r[key] == first[key] for key in same))
+        unit = plain.get((first["case"], first["preset"]))
+        in_float32 = "" if unit is None else f"{first['fb'] * first['fb_seconds'] / unit:.2f}"
         parts = " | ".join(f"{first['stages'][key]:.2f}" for key in ("statistics", "selection", "recovery"))
         stage_rows.append(
             f"| {first['case']} | {first['precision']} | `{first['preset']}` | "
             f"**{first['fb']:.2f}** ({first['low']:.2f}-{first['high']:.2f}) | {parts} | "
-            f"**{second['fb']:.2f}** ({second['low']:.2f}-{second['high']:.2f}) | "
-            f"{first['fb'] * first['fb_seconds'] / plain[first['case']]:.2f} |"
+            f"**{second['fb']:.2f}** ({second['low']:.2f}-{second['high']:.2f}) | {in_float32} |"
         )
     memory_rows = [
         "| model | limit on hidden states | peak after one FB, MB | peak, MB | formula, MB | spilled, MB |",

@@ -311,10 +311,9 @@ def _loss_item(calibrated: Calibrated, sublayer: Sublayer, method: Method) -> It
     assert own.inputs is not None
     assert own.output_gradients is not None
     weight = sublayer.output_of(calibrated.model).weight.detach().double()
-    gram = own.inputs.centred().div_(max(1, own.inputs.count))
     weighted = weight.T @ square_root(own.output_gradients.gram / own.rows)
     curve = eliminate(
-        damped(gram, method.damping),
+        damped(own.inputs.centred().div_(max(1, own.inputs.count)), method.damping),
         weighted,
         group=sublayer.unit_size,
         block=method.elimination_block if sublayer.unit_size == 1 else 1,

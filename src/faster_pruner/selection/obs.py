@@ -99,6 +99,7 @@ def eliminate(gram: Tensor, weighted: Tensor, *, group: int = 1, block: int = 1)
     if int(info) != 0:
         raise ValueError("the Gram matrix is not positive definite: raise the damping")
     state = _State(torch.cholesky_inverse(factor), weighted.double().clone(), group)
+    del factor  # as large as the inverse
     order: list[Tensor] = []
     loss = [torch.zeros((), dtype=torch.float64, device=gram.device)]
     removed = [0]
