@@ -114,9 +114,11 @@ def as_table(records: list[dict[str, Any]]) -> str:
 
 
 def write_page(name: str, table: str) -> None:
-    """docs/ablation.md: the table between its markers."""
+    """docs/ablation.md: the table between its markers, if the page shows it."""
     page = DOCS / "ablation.md"
     start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    if start not in page.read_text():
+        return
     head, rest = page.read_text().split(start, 1)
     page.write_text(head + start + table + end + rest.split(end, 1)[1])
 
