@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result
+from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result, write_table
 from faster_pruner.evaluate import evaluate_rows
 from faster_pruner.options import PRESETS, RECOVERIES, SELECTIONS, Budget, CalibrationOptions, Method, customise
 from faster_pruner.pipeline import calibrate_model, cut
@@ -114,13 +114,10 @@ def as_table(records: list[dict[str, Any]]) -> str:
 
 
 def write_page(name: str, table: str) -> None:
-    """docs/ablation.md: the table between its markers, if the page shows it."""
+    """The table in docs/ablation.md, if the page shows it."""
     page = DOCS / "ablation.md"
-    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-    if start not in page.read_text():
-        return
-    head, rest = page.read_text().split(start, 1)
-    page.write_text(head + start + table + end + rest.split(end, 1)[1])
+    if f"<!-- table: {name} -->" in page.read_text():
+        write_table(page, name, table.splitlines())
 
 
 def plot(records: list[dict[str, Any]], file: Path, title: str) -> None:

@@ -54,6 +54,13 @@ def read_result(name: str) -> Any:
     return json.loads(file.read_text())["rows"] if file.is_file() else None
 
 
+def write_table(page: Path, name: str, lines: list[str]) -> None:
+    """Replace what stands between the markers of a table in a page. Raises ValueError when it has none."""
+    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    head, rest = page.read_text().split(start, 1)
+    page.write_text(head + start + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
+
+
 def environment() -> dict[str, str]:
     """Versions and hardware."""
     return {

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
 
-from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result
+from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result, write_table
 from faster_pruner.batches import Batch, EncodedRows, pack
 from faster_pruner.capture import activation_gradients_only
 from faster_pruner.families import FamilySpec, base_model, family_of, resolve
@@ -259,7 +259,6 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 def write_page() -> None:
     """docs/cost.md: the tables, between its markers."""
     page = DOCS / "cost.md"
-    text = page.read_text()
     stage_rows = [
         "| model | passes in | preset | one budget (.5), FB | statistics | selection | recovery "
         "| further budget (.3), FB | one budget in FB of float32 |",
@@ -288,10 +287,7 @@ def write_page() -> None:
         numbers = (r["peak_after_fb_mb"], r["peak_mb"], r["predicted_mb"], r["spilled_mb"])
         memory_rows.append(f"| {r['case']} | {limit} | " + " | ".join(f"{n:.0f}" for n in numbers) + " |")
     for name, rows in (("stages", stage_rows), ("memory", memory_rows)):
-        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-        head, rest = text.split(start, 1)
-        text = head + start + "\n".join(rows) + "\n" + end + rest.split(end, 1)[1]
-    page.write_text(text)
+        write_table(page, name, rows)
     records = read_result("cost-scaling")
     if records:
         plot(records, DOCS / "scaling.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import read_result
+from common import read_result, write_table
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"sst2": "SST-2", "mrpc": "MRPC"}
@@ -76,19 +76,12 @@ def baselines() -> list[str]:
     return lines
 
 
-def write(page: Path, name: str, lines: list[str]) -> None:
-    """Replace what is between the markers of a table."""
-    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-    head, rest = page.read_text().split(start, 1)
-    page.write_text(head + start + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
-
-
 def main() -> None:
     """All tables."""
-    write(ROOT / "README.md", "accuracy", accuracy())
-    write(ROOT / "README.md", "baselines", baselines())
-    write(ROOT / "docs" / "guide.md", "allocations", allocations())
-    write(ROOT / "docs" / "decisions.md", "precisions", precisions())
+    write_table(ROOT / "README.md", "accuracy", accuracy())
+    write_table(ROOT / "README.md", "baselines", baselines())
+    write_table(ROOT / "docs" / "guide.md", "allocations", allocations())
+    write_table(ROOT / "docs" / "decisions.md", "precisions", precisions())
 
 
 if __name__ == "__main__":

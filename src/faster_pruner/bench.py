@@ -26,7 +26,7 @@ _SECONDS_PER_SHAPE = 1.5
 _MOST_TURNS = 50
 _FEWEST_TURNS = 5
 # Longer than the worker threads of torch and onnxruntime spin after their last work.
-_SECONDS_BETWEEN_RUNTIMES = 0.5
+SECONDS_BETWEEN_RUNTIMES = 0.5
 # A shape is called launch-bound when its multiply-accumulates per second stay below this share of the best shape's.
 _LAUNCH_BOUND = 0.25
 
@@ -139,7 +139,7 @@ def _interleaved(
 
     Runtimes do not take turns: the waiting threads of one keep the cores busy while the next one runs.
     """
-    time.sleep(_SECONDS_BETWEEN_RUNTIMES)
+    time.sleep(SECONDS_BETWEEN_RUNTIMES)
     return time_in_turn(
         {name: functools.partial(run, inputs) for name, run in runs.items()},
         inputs["input_ids"].device,

@@ -189,7 +189,7 @@ def calibrate(
     setting = setting or PassSetting()
     collector = _Collector(sublayers, rows, device, needs, setting)
     logits: Tensor | None = None
-    waiting = iter(counted(batches, progress or Silent()))
+    waiting = counted(batches, progress or Silent())
     for differentiated, run in groupby(waiting, key=lambda batch: batch.differentiated):
         start = 0 if differentiated else collector.partly_read_from(batches)
         with gradients(model, sublayers, collector.observe, start=start):

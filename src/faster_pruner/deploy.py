@@ -31,7 +31,6 @@ from faster_pruner.tasks import Task
 FORMATS = ("onnx", "openvino")
 _SHAPES = ((1, 32), (32, 128))
 _WARM_UP, _TURNS = 3, 15
-_SECONDS_BETWEEN_STEPS = 0.5
 _TOKENS_PER_BATCH = 4096
 
 
@@ -124,7 +123,7 @@ def _timed(
     for batch, wanted in _SHAPES:
         inputs = random_inputs(model, batch, min(wanted, longest))
         for name, call in calls.items():
-            time.sleep(_SECONDS_BETWEEN_STEPS)
+            time.sleep(timing.SECONDS_BETWEEN_RUNTIMES)
             alone = {name: functools.partial(call, inputs)}
             times = time_in_turn(alone, inputs["input_ids"].device, warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
             found[name, batch, min(wanted, longest)] = times[name]

@@ -298,10 +298,8 @@ def loss_items(calibrated: Calibrated, method: Method) -> dict[str, Item]:
     keys = {s.name: (s.name, method.damping, method.elimination_block) for s in calibrated.sublayers}
     missing = [s for s in calibrated.sublayers if keys[s.name] not in calibrated.items]
     device = next(calibrated.model.parameters()).device
-    for sublayer, item in zip(
-        missing, on_all_cores(lambda s: _loss_item(calibrated, s, method), missing, device), strict=True
-    ):
-        calibrated.items[keys[sublayer.name]] = item
+    found = on_all_cores(lambda s: _loss_item(calibrated, s, method), missing, device)
+    calibrated.items.update({keys[s.name]: item for s, item in zip(missing, found, strict=True)})
     return {name: calibrated.items[key] for name, key in keys.items()}
 
 

@@ -93,10 +93,10 @@ class _TokenSums:
 
 
 class SecondMoment:
-    """Sums of x and of x' x."""
+    """Sums of x and of x' x; with `sums`, a view of the x in them."""
 
-    def __init__(self, n: int, device: torch.device) -> None:
-        self._sums = _TokenSums(n, 0, device)
+    def __init__(self, n: int, device: torch.device, sums: _TokenSums | None = None) -> None:
+        self._sums = sums or _TokenSums(n, 0, device)
         self._mirrored_at = 0
 
     def add(self, x: Tensor) -> None:
@@ -140,13 +140,6 @@ class SecondMoment:
         made._mirrored_at = count
         return made
 
-    @classmethod
-    def within(cls, sums: _TokenSums) -> SecondMoment:
-        """The moment of x alone, sharing the memory of `sums`."""
-        made = cls(0, sums.product.device)
-        made._sums = sums
-        return made
-
     def centred(self) -> Tensor:
         """[n, n] float64: the sum of ``(x - mean)' (x - mean)``, what is left when a bias absorbs the mean."""
         wide = self.gram.to(self.total.dtype, copy=True)
@@ -162,7 +155,7 @@ class RegressionMoments:
 
     def __init__(self, n: int, d: int, device: torch.device) -> None:
         self._sums = _TokenSums(n, d, device)
-        self.inputs = SecondMoment.within(self._sums)
+        self.inputs = SecondMoment(n, device, self._sums)
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Add tokens x [T, n] with targets r [T, d]."""

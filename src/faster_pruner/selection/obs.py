@@ -60,10 +60,11 @@ def square_root(matrix: Tensor) -> Tensor:
     The Cholesky factor where there is one. Otherwise r is the numerical rank: negative eigenvalues are clamped, and
     those that together make up less than 1e-9 of the trace are left out.
     """
-    factor, info = torch.linalg.cholesky_ex(matrix.double())
+    wide = matrix.double()
+    factor, info = torch.linalg.cholesky_ex(wide)
     if int(info) == 0:
         return factor
-    values, vectors = torch.linalg.eigh(matrix.double())
+    values, vectors = torch.linalg.eigh(wide)
     values = values.clamp(min=0)
     needed = values.cumsum(dim=0) > _NEGLIGIBLE * values.sum()
     return vectors[:, needed] * values[needed].sqrt()
