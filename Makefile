@@ -14,7 +14,7 @@ BIN := .venv/bin
 install: .venv/.installed
 
 demo: .venv/.installed
-	$(BIN)/faster-pruner demo
+	$(BIN)/faster-pruner demo --overwrite
 
 lint: .venv/.installed
 	$(BIN)/ruff check src tests benchmarks

@@ -17,11 +17,21 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result, write_table
-from faster_pruner.evaluate import evaluate_rows
-from faster_pruner.options import PRESETS, RECOVERIES, SELECTIONS, Budget, CalibrationOptions, Method, customise
-from faster_pruner.pipeline import calibrate_model, cut
-from faster_pruner.tasks import GLUE
+from common import (
+    ROWS,
+    calibration_rows,
+    metrics_of,
+    open_model,
+    read_result,
+    rows_of,
+    subject_for,
+    write_result,
+    write_table,
+)
+from faster_pruner.costs.budget import Budget
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.method.statistics import Needs
+from faster_pruner.options import PRESETS, RECOVERIES, SELECTIONS, CalibrationOptions, Method, Switches, customise
 from ideas import IDEAS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -35,13 +45,15 @@ def grid() -> dict[str, Method]:
         for labels in (True, False):
             for recovery in RECOVERIES:
                 name = f"{selection}, {'labels' if labels else 'no labels'}, {recovery}"
-                found[name] = customise(PRESETS["default"], selection=selection, recovery=recovery, labels=labels)
+                switches = Switches(selection=selection, recovery=recovery, labels=labels)
+                found[name] = customise(PRESETS["default"], switches)
     return found
 
 
 def run(task: str, part: str, budgets: list[float], seed: int, only: list[str]) -> list[dict[str, Any]]:
     """One record per variant and budget, for one seed."""
     opened = open_model(task)
+    subject = subject_for(opened, task)
     validation = rows_of(opened, task, ("validation",))
     records: list[dict[str, Any]] = []
     variants = {name: (method, None) for name, method in grid().items()} if part == "grid" else IDEAS
@@ -51,23 +63,16 @@ def run(task: str, part: str, budgets: list[float], seed: int, only: list[str]) 
     held_out = calibration_rows(opened, task, HELD_OUT[task], seed + 100)
     taken: dict[Any, Any] = {}
     for name, (method, idea) in variants.items():
-        key = (
-            method.selection,
-            method.labels,
-            method.aligns,
-            method.recovery != "none",
-            method.teacher,
-            method.moment_tokens,
-        )
+        key = (Needs.of(method), getattr(method.selection, "moment_tokens", None))
         if key not in taken:
             taken.clear()
             options = CalibrationOptions(seed=seed)
-            taken[key] = calibrate_model(opened.model, opened.family, rows, method, options)
+            taken[key] = calibrate(subject, rows, method, options)
         for share in budgets:
             budget = Budget(macs=share)
             model = cut(taken[key], budget, method).model if idea is None else idea(taken[key], budget, method)
-            dev = evaluate_rows(model, validation, GLUE[task], split="validation").metrics
-            held = evaluate_rows(model, held_out, GLUE[task], split="held-out").metrics
+            dev = metrics_of(model, subject, validation)
+            held = metrics_of(model, subject, held_out)
             records.append({"variant": name, "macs": share, "seed": seed, "validation": dev, "held_out": held})
             print(seed, name, share, round(dev["accuracy"], 2), round(held["loss"], 4), flush=True)
     return records

@@ -12,18 +12,17 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 
-from common import ROWS, calibration_rows, open_model, read_result, rows_of, write_result
-from faster_pruner import surgery
+from common import ROWS, calibration_rows, metrics_of, open_model, read_result, rows_of, subject_for, write_result
+from faster_pruner.checkpoint.saving import round_weights
+from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import BudgetError
-from faster_pruner.evaluate import evaluate_rows
-from faster_pruner.options import PRESETS, AllocationName, Budget, CalibrationOptions, Method, PrecisionName
-from faster_pruner.pipeline import calibrate_model, cut
-from faster_pruner.tasks import GLUE
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.options import PRESETS, AllocationName, CalibrationOptions, Fisher, Method, PrecisionName
 
 _KWON = PRESETS["kwon2022"]
 METHODS: dict[str, Method] = {
-    "search": replace(_KWON, name="search", rearrange=False, recovery="none"),
-    "rearrange": replace(_KWON, name="rearrange", recovery="none"),
+    "search": replace(_KWON, name="search", selection=Fisher(batch=32), recovery=None),
+    "rearrange": replace(_KWON, name="rearrange", recovery=None),
     **PRESETS,
     "default float32": PRESETS["default"],
     "default bucketed": PRESETS["default"],
@@ -47,8 +46,8 @@ def main() -> None:
     budgets = [float(b) for b in arguments.budgets.split(",")]
     opened = open_model(arguments.task)
     validation = rows_of(opened, arguments.task, ("validation",))
-    task = GLUE[arguments.task]
-    dense = evaluate_rows(opened.model, validation, task, split="validation").metrics
+    subject = subject_for(opened, arguments.task)
+    dense = metrics_of(opened.model, subject, validation)
     print("dense", {k: round(v, 4) for k, v in dense.items()}, flush=True)
     found: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
     units: dict[str, dict[str, int]] = {}
@@ -57,18 +56,18 @@ def main() -> None:
         for name in arguments.methods.split(","):
             method = METHODS[name]
             options = CalibrationOptions(seed=seed, precision=PRECISION.get(name, "auto"))
-            calibrated = calibrate_model(opened.model, opened.family, rows, method, options)
+            calibrated = calibrate(subject, rows, method, options)
             for budget in budgets:
                 try:
                     pruned = cut(calibrated, Budget(macs=budget, allocation=ALLOCATION.get(name, "free")), method)
                 except BudgetError as error:
                     print(seed, name, budget, error, flush=True)
                     continue
-                surgery.round_weights(pruned.model, opened.dtype)
-                metrics = evaluate_rows(pruned.model, validation, task, split="validation").metrics
+                round_weights(pruned.model, opened.dtype)
+                metrics = metrics_of(pruned.model, subject, validation)
                 found[name, budget].append(metrics)
-                units[f"{name} {budget} {seed}"] = {s.name: s.units for s in pruned.sublayers}
-                notes = [s.status + ": " + s.note for s in pruned.sublayers if s.note and s.status == "stopped"]
+                units[f"{name} {budget} {seed}"] = {s.name: s.units for s in pruned.results}
+                notes = [s.status + ": " + s.note for s in pruned.results if s.note and s.status == "stopped"]
                 print(seed, name, budget, {k: round(v, 3) for k, v in metrics.items()}, *notes, flush=True)
     table = [_row(name, budget, runs) for (name, budget), runs in found.items()]
     for row in table:

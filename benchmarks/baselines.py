@@ -22,33 +22,35 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from common import ROWS, calibration_rows, open_model, rows_of, write_result
-from faster_pruner import surgery
-from faster_pruner.checkpoint import Opened
-from faster_pruner.costs import encoder_macs, unit_macs
-from faster_pruner.evaluate import evaluate_rows
-from faster_pruner.families import Sublayer, resolve
-from faster_pruner.options import PRESETS, Budget, CalibrationOptions
-from faster_pruner.pipeline import Calibrated, calibrate_model, cut
-from faster_pruner.recover import recover
+from common import ROWS, calibration_rows, macs_left, metrics_of, open_model, rows_of, subject_for, write_result
+from faster_pruner.checkpoint.saving import round_weights
+from faster_pruner.costs.budget import Budget
+from faster_pruner.costs.cost import Macs, total
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.method.recovery import recover
+from faster_pruner.model.network import Network
+from faster_pruner.model.spec import Sublayer, resolve
+from faster_pruner.model.table import family_of
+from faster_pruner.options import PRESETS, CalibrationOptions, Method
 from faster_pruner.selection.search import Candidates, Selection, search_masks
-from faster_pruner.tasks import GLUE
 
 BISECTIONS = 9
 
 
-def magnitude_selection(model: PreTrainedModel, sublayers: list[Sublayer], length: float, share: float) -> Selection:
+def magnitude_selection(calibrated: Calibrated, share: float) -> Selection:
     """Rank units by the squared norm of their producer rows and output columns."""
+    model, cost = calibrated.model, Macs(calibrated.data.lengths)
     candidates: dict[str, Candidates] = {}
-    for s in sublayers:
-        norm = s.output_of(model).weight.detach().square().sum(dim=0)
-        for path in s.producer_paths:
-            norm = norm + model.get_submodule(path).weight.detach().square().sum(dim=1)
+    for s in calibrated.sublayers:
+        norm = s.weight(model).detach().square().sum(dim=0)
+        for producer in s.parts.producers:
+            norm = norm + model.get_submodule(producer.path).weight.detach().square().sum(dim=1)
         importance = norm.view(s.units, s.unit_size).sum(dim=1)
-        candidates[s.name] = Candidates(kind=s.kind, importance=importance, unit_cost=unit_macs(s, length))
-    return search_masks(candidates, share * encoder_macs(sublayers, length))
+        unit_cost = float(cost.of(s, torch.tensor([1]))[0])
+        candidates[s.name] = Candidates(kind=s.spec.kind, importance=importance, unit_cost=unit_cost)
+    return search_masks(candidates, share * total(cost, calibrated.sublayers))
 
 
 def random_selection(sublayers: list[Sublayer], share: float, seed: int) -> Selection:
@@ -69,26 +71,24 @@ def loss_gradients(calibrated: Calibrated) -> dict[str, torch.Tensor]:
 
 def torch_pruning(
     calibrated: Calibrated, share: float, gradients: dict[str, torch.Tensor] | None = None
-) -> PreTrainedModel | None:
+) -> Network | None:
     """torch-pruning at the ratio whose measured MACs come closest to the budget from below; Taylor with gradients.
 
     None when it cannot prune that far (it leaves every layer a head and some neurons).
     """
-    total = encoder_macs(calibrated.sublayers, calibrated.data.length)
     low, high = 0.0, 1.0
-    best: PreTrainedModel | None = None
+    best: Network | None = None
     for _ in range(BISECTIONS):
         ratio = (low + high) / 2
-        model = _torch_pruned(calibrated, ratio, gradients)
-        left = encoder_macs(resolve(model, calibrated.family), calibrated.data.length)
-        if left <= share * total:
-            best, high = model, ratio
+        pruned = _torch_pruned(calibrated, ratio, gradients)
+        if macs_left(calibrated, pruned.sublayers) <= share:
+            best, high = pruned, ratio
         else:
             low = ratio
     return best
 
 
-def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, torch.Tensor] | None) -> PreTrainedModel:
+def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, torch.Tensor] | None) -> Network:
     """One run of torch-pruning: heads and neurons, global ranking, `ratio` of both."""
     import torch_pruning as tp
 
@@ -128,24 +128,27 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, tor
         attention = layer.attention.self
         attention.num_attention_heads = attention.query.out_features // attention.attention_head_size
         attention.all_head_size = attention.query.out_features
-    return model.eval()
+    return Network(model.eval(), resolve(model, family_of(model.config)))
 
 
-def sliced(calibrated: Calibrated, selection: Selection) -> PreTrainedModel:
+def sliced(calibrated: Calibrated, selection: Selection) -> Network:
     """The dense model with a selection cut out and nothing recovered."""
-    model = copy.deepcopy(calibrated.model)
-    surgery.prune_units(model, calibrated.family, selection)
-    return model
+    return Network(calibrated.model, calibrated.sublayers).copied().shrunk(selection)
 
 
-def recovered(calibrated: Calibrated, model: PreTrainedModel | None) -> PreTrainedModel | None:
+def recovered(calibrated: Calibrated, pruned: Network | None) -> Network | None:
     """Our weight reconstruction on somebody else's choice of units."""
-    if model is None:
+    if pruned is None:
         return None
-    model = copy.deepcopy(model)
-    sublayers = resolve(model, calibrated.family)
-    recover(model, sublayers, calibrated.data.batches, calibrated.statistics, method=PRESETS["default"])
-    return model
+    pruned = pruned.copied()
+    recover(pruned, calibrated.data, calibrated.statistics, method=PRESETS["default"])
+    return pruned
+
+
+def ours_at(calibrated: Calibrated, share: float, method: Method) -> Network:
+    """A cut of this package."""
+    pruned = cut(calibrated, Budget(macs=share), method)
+    return Network(pruned.model, pruned.sublayers)
 
 
 def main() -> None:
@@ -157,23 +160,22 @@ def main() -> None:
     arguments = parser.parse_args()
     opened = open_model(arguments.task)
     validation = rows_of(opened, arguments.task, ("validation",))
-    task = GLUE[arguments.task]
+    subject = subject_for(opened, arguments.task)
     found: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
     for seed in map(int, arguments.seeds.split(",")):
         rows = calibration_rows(opened, arguments.task, ROWS[arguments.task], seed)
-        ours = _calibrate(opened, rows, "default", seed)
-        kwon = _calibrate(opened, rows, "kwon2022", seed)
+        ours = calibrate(subject, rows, PRESETS["default"], CalibrationOptions(seed=seed))
+        kwon = calibrate(subject, rows, PRESETS["kwon2022"], CalibrationOptions(seed=seed))
         gradients = loss_gradients(ours)
         for share in map(float, arguments.budgets.split(",")):
-            for name, model in _models(ours, kwon, gradients, share, seed).items():
-                pruned = model()
+            for name, build in _models(ours, kwon, gradients, share, seed).items():
+                pruned = build()
                 if pruned is None:
                     print(seed, share, name, "cannot be reached", flush=True)
                     continue
-                macs = encoder_macs(resolve(pruned, opened.family), ours.data.length)
-                kept = macs / encoder_macs(ours.sublayers, ours.data.length)
-                metrics = evaluate_rows(pruned, validation, task, split="validation").metrics
-                found[name, share].append({**metrics, "macs_kept": kept})
+                round_weights(pruned.model, opened.dtype)
+                metrics = metrics_of(pruned.model, subject, validation)
+                found[name, share].append({**metrics, "macs_kept": macs_left(ours, pruned.sublayers)})
                 print(seed, share, name, {k: round(v, 3) for k, v in found[name, share][-1].items()}, flush=True)
     table = [
         {
@@ -187,28 +189,22 @@ def main() -> None:
     write_result(f"baselines-{arguments.task}", {"task": arguments.task, "table": table})
 
 
-def _calibrate(opened: Opened, rows: Any, name: str, seed: int) -> Calibrated:
-    """Statistics for a preset."""
-    return calibrate_model(opened.model, opened.family, rows, PRESETS[name], CalibrationOptions(seed=seed))
-
-
 def _models(
     ours: Calibrated, kwon: Calibrated, gradients: dict[str, torch.Tensor], share: float, seed: int
-) -> dict[str, Callable[[], PreTrainedModel | None]]:
+) -> dict[str, Callable[[], Network | None]]:
     """Every competitor, built when called."""
     taylor = functools.cache(lambda: torch_pruning(ours, share, gradients))
-    budget = Budget(macs=share)
-    magnitude = magnitude_selection(ours.model, ours.sublayers, ours.data.length, share)
-    no_recovery = replace(PRESETS["default"], recovery="none", align=False)
+    magnitude = magnitude_selection(ours, share)
+    no_recovery = replace(PRESETS["default"], recovery=None)
     return {
         "random": lambda: sliced(ours, random_selection(ours.sublayers, share, seed)),
         "magnitude": lambda: sliced(ours, magnitude),
         "torch-pruning, magnitude": lambda: torch_pruning(ours, share),
         "torch-pruning, Taylor": taylor,
         "torch-pruning, Taylor + our recovery": lambda: recovered(ours, taylor()),
-        "kwon2022": lambda: cut(kwon, budget, PRESETS["kwon2022"]).model,
-        "ours, selection alone": lambda: cut(ours, budget, no_recovery).model,
-        "ours (default)": lambda: cut(ours, budget, PRESETS["default"]).model,
+        "kwon2022": lambda: ours_at(kwon, share, PRESETS["kwon2022"]),
+        "ours, selection alone": lambda: ours_at(ours, share, no_recovery),
+        "ours (default)": lambda: ours_at(ours, share, PRESETS["default"]),
     }
 
 

@@ -9,13 +9,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from faster_pruner.batches import EncodedRows
-from faster_pruner.checkpoint import Opened, open_checkpoint
-from faster_pruner.data import load_split, sample
-from faster_pruner.inputs import source_of
-from faster_pruner.machine import environment as describe_machine
-from faster_pruner.machine import pick_device
-from faster_pruner.tasks import GLUE, encode
+from torch import nn
+
+from faster_pruner.api.rows import objective_for
+from faster_pruner.checkpoint.opening import Opened, open_checkpoint
+from faster_pruner.costs.cost import Macs, total
+from faster_pruner.data.batches import EncodedRows
+from faster_pruner.data.glue import GLUE
+from faster_pruner.data.sources import load_split, sample
+from faster_pruner.data.tasks import Data
+from faster_pruner.host.devices import environment as describe_machine
+from faster_pruner.host.devices import pick_device
+from faster_pruner.method.algorithm import calibrate
+from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.evaluation import evaluate, predict_rows
+from faster_pruner.options import CalibrationOptions, Method
+from faster_pruner.progress import StageClock
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
@@ -30,15 +40,39 @@ def open_model(task: str, device: str | None = None) -> Opened:
 
 def rows_of(opened: Opened, task: str, split: tuple[str, ...]) -> EncodedRows:
     """All rows of a split, tokenised."""
-    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), split)
-    return encode(rows, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128)
+    rows = load_split(Data(folder=SHARED / "data" / "glue").source(GLUE[task]), split)
+    return encode(rows, GLUE[task], opened.tokenizer, config=opened.model.config, limit=128)
 
 
 def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labelled: bool = True) -> EncodedRows:
     """A seeded calibration set of training rows, tokenised."""
-    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
+    rows = load_split(Data(folder=SHARED / "data" / "glue").source(GLUE[task]), ("train",))
     drawn = sample(rows, count, seed)
-    return encode(drawn, GLUE[task], opened.tokenizer, config=opened.model.config, max_length=128, labelled=labelled)
+    return encode(drawn, GLUE[task], opened.tokenizer, config=opened.model.config, limit=128, labelled=labelled)
+
+
+def subject_for(opened: Opened, task: str) -> Subject:
+    """A checkpoint as something to prune, judged by the task's metrics."""
+    return Subject(opened.model, opened.sublayers, objective_for(opened, GLUE[task]), opened.dtype)
+
+
+def calibrated_for(
+    subject: Subject, rows: EncodedRows, method: Method, options: CalibrationOptions, *, clock: StageClock | None = None
+) -> Calibrated:
+    """Statistics for a method."""
+    return calibrate(subject, rows, method, options, clock=clock)
+
+
+def metrics_of(model: nn.Module, subject: Subject, rows: EncodedRows) -> dict[str, float]:
+    """Metrics of a model on rows."""
+    predicted = predict_rows(model, subject.objective, rows)
+    return evaluate(predicted, subject.objective, split="", rows=len(rows)).metrics
+
+
+def macs_left(calibrated: Calibrated, sublayers: Any) -> float:
+    """MACs of sublayers as a share of the dense model's."""
+    cost = Macs(calibrated.data.lengths)
+    return total(cost, sublayers) / total(cost, calibrated.sublayers)
 
 
 def write_result(name: str, rows: Any) -> None:

@@ -24,19 +24,22 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
 
 from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result, write_table
-from faster_pruner.batches import Batch, EncodedRows, pack
-from faster_pruner.capture import activation_gradients_only
-from faster_pruner.families import FamilySpec, base_model, family_of, resolve
-from faster_pruner.machine import MOST_WORKERS, pick_device
-from faster_pruner.options import PRESETS, Budget, CalibrationOptions, PrecisionName
-from faster_pruner.pipeline import calibrate_model, cut
-from faster_pruner.precision import choose_precision, forward_in
+from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.costs.budget import Budget
+from faster_pruner.data.batches import Batch, EncodedRows, pack
+from faster_pruner.host.devices import MOST_WORKERS, pick_device
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.method.calibrated import Subject
+from faster_pruner.model.passes import activation_gradients_only
+from faster_pruner.model.precision import choose_precision, forward_in
+from faster_pruner.model.spec import base_prefix
+from faster_pruner.objectives.registry import objective_of
+from faster_pruner.options import PRESETS, CalibrationOptions, PrecisionName
 from faster_pruner.progress import Silent, StageClock
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIRST, FURTHER = Budget(macs=0.5), Budget(macs=0.3)
 CASES = ("sst2", "mrpc", "bert-base", "distilbert")
-_EMBEDDINGS = {"bert": "embeddings", "distilbert": "embeddings"}
 
 
 def case(name: str, device: torch.device, rows: int | None = None) -> tuple[PreTrainedModel, EncodedRows]:
@@ -63,10 +66,9 @@ def synchronise(device: torch.device) -> None:
 def forward_backward(model: PreTrainedModel, batches: list[Batch], precision: PrecisionName) -> float:
     """Seconds of one FB; the graph starts at the embeddings' output."""
     device = batches[0].rows.device
-    base, _ = base_model(model)
     synchronise(device)
     with activation_gradients_only(model):
-        embeddings = base.get_submodule(_EMBEDDINGS[str(model.config.model_type)])
+        embeddings = model.get_submodule(base_prefix(model) + "embeddings")
         handle = embeddings.register_forward_hook(lambda _m, _a, output: output.detach().requires_grad_())
         started = time.perf_counter()
         for batch in batches:
@@ -78,14 +80,19 @@ def forward_backward(model: PreTrainedModel, batches: list[Batch], precision: Pr
     return time.perf_counter() - started
 
 
+def subject_for(model: PreTrainedModel) -> Subject:
+    """A model as something to prune."""
+    return Subject(model, sublayers_of(model), objective_of(model))
+
+
 def timed(
-    model: PreTrainedModel, family: FamilySpec, rows: EncodedRows, preset: str, precision: PrecisionName
+    model: PreTrainedModel, rows: EncodedRows, preset: str, precision: PrecisionName
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Stage seconds of one run: the first budget with its statistics, then a further budget from the same ones."""
     device = next(model.parameters()).device
     clock = StageClock(Silent(), synchronise=lambda: synchronise(device))
     options = CalibrationOptions(precision=precision)
-    calibrated = calibrate_model(model, family, rows, PRESETS[preset], options, clock=clock)
+    calibrated = calibrate(subject_for(model), rows, PRESETS[preset], options, clock=clock)
     cut(calibrated, FIRST, PRESETS[preset], clock=clock)
     yield "one budget", clock.seconds
     clock = StageClock(Silent(), synchronise=lambda: synchronise(device))
@@ -100,7 +107,6 @@ def stages(
     found: list[dict[str, Any]] = []
     for name in names:
         model, rows = case(name, device)
-        family = family_of(str(model.config.model_type))
         batches = pack(rows, tokens_per_batch=CalibrationOptions().tokens_per_batch, device=device)
         for precision in precisions:
             forward_backward(model, batches[-2:], precision)
@@ -109,7 +115,7 @@ def stages(
             for _ in range(repeats):
                 for preset in presets:
                     unit.append(forward_backward(model, batches, precision))
-                    for what, each in timed(model, family, rows, preset, precision):
+                    for what, each in timed(model, rows, preset, precision):
                         seconds.setdefault((preset, what), []).append(each)
             fb = statistics.median(unit)
             for (preset, what), runs in seconds.items():
@@ -131,6 +137,12 @@ def stages(
     return found
 
 
+def real_of(batch: Batch) -> torch.Tensor:
+    """[B, S]: the real tokens."""
+    assert batch.mask is not None
+    return batch.mask
+
+
 def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: str) -> dict[str, int]:
     """The formula of docs/cost.md: bytes beyond a process that has run one FB, for the default preset.
 
@@ -138,12 +150,12 @@ def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: st
     and d again for every differentiated one; in the last layer for all tokens once) + suspended forwards (largest
     sublayer's activations of all padded tokens) + eliminations side by side (four float64 n x n each).
     """
-    sublayers = resolve(model, family_of(str(model.config.model_type)))
-    real = sum(int(batch.mask.sum()) for batch in batches)
-    differentiated = sum(int(batch.mask.sum()) for batch in batches if batch.differentiated)
-    padded = sum(batch.mask.numel() for batch in batches)
+    sublayers = sublayers_of(model)
+    real = sum(int(real_of(batch).sum()) for batch in batches)
+    differentiated = sum(int(real_of(batch).sum()) for batch in batches if batch.differentiated)
+    padded = sum(real_of(batch).numel() for batch in batches)
     width, widest = sublayers[0].width, max(s.columns for s in sublayers)
-    heads = max(s.columns for s in sublayers if s.kind == "attention")
+    heads = max(s.columns for s in sublayers if s.spec.mixes_tokens)
     size = 2 if precision == "bfloat16" else 4
     return {
         "student": 4 * sum(p.numel() for p in model.parameters()),
@@ -170,7 +182,7 @@ def memory_run(name: str, limit: int | None) -> dict[str, Any]:
     after_fb = peak_memory_mb()
     options = CalibrationOptions(memory_limit=limit)
     started = time.perf_counter()
-    calibrated = calibrate_model(model, family_of(str(model.config.model_type)), rows, PRESETS["default"], options)
+    calibrated = calibrate(subject_for(model), rows, PRESETS["default"], options)
     cut(calibrated, FIRST, PRESETS["default"])
     seconds = time.perf_counter() - started
     terms = predicted_memory(model, calibrated.data.batches, precision)
@@ -208,12 +220,11 @@ def scaling(device: torch.device) -> list[dict[str, Any]]:
     model, _ = case("sst2", device)
 
     def measure(axis: str, value: int, of: PreTrainedModel, rows: EncodedRows) -> None:
-        family = family_of(str(of.config.model_type))
         batches = pack(rows, tokens_per_batch=CalibrationOptions().tokens_per_batch, device=device)
         precision = choose_precision("auto", device)
         forward_backward(of, batches[-2:], precision)
         fb = forward_backward(of, batches, precision)
-        parts = dict(timed(of, family, rows, "default", precision))["one budget"]
+        parts = dict(timed(of, rows, "default", precision))["one budget"]
         found.append({"axis": axis, "value": value, "seconds": sum(parts.values()), "stages": parts, "fb_seconds": fb})
         print(found[-1], flush=True)
 

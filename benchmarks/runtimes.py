@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, SHARED, read_result, write_result
-from faster_pruner import CalibrationOptions, deploy, job
-from faster_pruner.options import Budget
+from faster_pruner import Budget, Data, Output, cut_again, prune
+from faster_pruner.api.bench import bench
+from faster_pruner.api.export import export
 
 PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
 MODEL = SHARED / "models" / "minilm-l6-sst2"
-GLUE_ROWS = SHARED / "data" / "glue"
+ROWS = Data(task="sst2", folder=SHARED / "data" / "glue")
 BUDGETS = {
     "half": Budget(macs=0.5),
     "half, any size": Budget(macs=0.5, round_to=1),
@@ -35,13 +36,12 @@ def measure(parts: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folders: dict[str, Path] = {}
         kept = Path(place) / "statistics"
-        options = CalibrationOptions(keep=str(kept))
         for name, budget in BUDGETS.items():
             folders[name] = Path(place) / name.replace(" ", "-").replace("%", "percent")
             if kept.exists():
-                job.cut_again(kept, macs=budget, output=folders[name])
+                cut_again(kept, macs=budget, output=folders[name])
             else:
-                job.prune(MODEL, macs=budget, task="sst2", data=GLUE_ROWS, output=folders[name], calibration=options)
+                prune(MODEL, ROWS, macs=budget, output=Output(folder=folders[name], statistics=kept))
         if "exported" in parts:
             chosen = {"dense": MODEL, "half": folders["half"], "30 %": folders["30 %"]}
             found["exported"] = {name: _export(folder, Path(place) / "x.onnx") for name, folder in chosen.items()}
@@ -51,7 +51,7 @@ def measure(parts: list[str]) -> dict[str, Any]:
         ):
             if part in parts:
                 models = [MODEL, *(folders[name] for name in names)]
-                timings = deploy.bench(models, runtimes=runtimes, batches=(1, 32), sequences=(32, 128))
+                timings = bench(models, runtimes=runtimes, batches=(1, 32), sequences=(32, 128))
                 label = dict(zip(map(str, models), ["dense", *names], strict=True))
                 found[part] = [{**asdict(timing), "model": label[timing.model]} for timing in timings]
     return found
@@ -59,7 +59,7 @@ def measure(parts: list[str]) -> dict[str, Any]:
 
 def _export(folder: Path, file: Path) -> list[dict[str, Any]]:
     """The steps of one export, for JSON."""
-    steps = deploy.export(folder, output=file, int8=True, task="sst2", data=GLUE_ROWS)
+    steps = export(folder, output=file, int8=True, data=ROWS)
     return [
         {**asdict(step), "file": None, "ms": list(step.ms.items()), "speed_up": list(step.speed_up.items())}
         for step in steps

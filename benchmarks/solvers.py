@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import ROWS, calibration_rows, open_model, write_result
-from faster_pruner import surgery
-from faster_pruner.capture import lockstep
+from common import ROWS, calibration_rows, open_model, subject_for, write_result
+from faster_pruner.costs.budget import Budget
 from faster_pruner.linalg import (
     BlockConjugateGradient,
     Cholesky,
@@ -28,8 +27,10 @@ from faster_pruner.linalg import (
     Solver,
     mask_normal_equations,
 )
-from faster_pruner.options import PRESETS, Budget, CalibrationOptions
-from faster_pruner.pipeline import calibrate_model, cut
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.method.statistics import tokens_of
+from faster_pruner.model.lockstep import lockstep
+from faster_pruner.options import PRESETS, CalibrationOptions
 
 RIDGE = 1e-3
 TOLERANCE = 1e-6
@@ -62,29 +63,26 @@ class System:
 def real_systems(task: str) -> Iterator[System]:
     """Mask tuning and weight reconstruction of every sublayer of a real model pruned to half its MACs."""
     opened = open_model(task)
-    method = replace(PRESETS["default"], recovery="none")
+    method = replace(PRESETS["default"], recovery=None)
     rows = calibration_rows(opened, task, ROWS[task], 0)
-    with_targets = replace(PRESETS["default"])
-    calibrated = calibrate_model(opened.model, opened.family, rows, with_targets, CalibrationOptions())
-    model = cut(calibrated, Budget(macs=0.5), method).model
-    sublayers = surgery.prune_units(model, opened.family, {})
-    with lockstep(model, sublayers, calibrated.data.batches) as run:
-        for sublayer in sublayers:
+    calibrated = calibrate(subject_for(opened, task), rows, PRESETS["default"], CalibrationOptions())
+    pruned = cut(calibrated, Budget(macs=0.5), method)
+    model = pruned.model
+    with lockstep(model, pruned.sublayers, calibrated.data.batches) as run:
+        for sublayer in pruned.sublayers:
             own = calibrated.statistics[sublayer.name]
             moments = RegressionMoments(sublayer.columns, sublayer.width, torch.device("cpu"))
             for arrival, target in zip(run.arrivals(sublayer), own.targets, strict=True):
                 read = own.read[arrival.batch]
-                moments.add(arrival.x[read], target - arrival.residual[read])
-            weight = sublayer.output_of(model).weight.detach()
-            a, b = mask_normal_equations(moments.inputs.gram, moments.cross, weight, sublayer.unit_size)
-            yield System(f"{task}: mask tuning ({sublayer.kind})", sublayer.name, a, b, torch.ones_like(b))
-            yield System(
-                f"{task}: weights ({sublayer.kind})",
-                sublayer.name,
-                moments.inputs.centred(),
-                moments.centred_cross(),
-                weight.T.double(),
-            )
+                assert arrival.base is not None
+                moments.add(tokens_of(arrival.x, read), target - tokens_of(arrival.base, read))
+            weight = sublayer.weight(model).detach()
+            cross = moments.plain_cross()
+            a, b = mask_normal_equations(moments.x.plain(), cross, weight, sublayer.unit_size)
+            kind = sublayer.spec.kind
+            yield System(f"{task}: mask tuning ({kind})", sublayer.name, a, b, torch.ones_like(b))
+            matrix, right_side = moments.normal_equations(intercept=True)
+            yield System(f"{task}: weights ({kind})", sublayer.name, matrix, right_side, weight.T.double())
 
 
 def synthetic_systems(sizes: list[int]) -> Iterator[System]:

@@ -18,13 +18,13 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from common import ROWS, SHARED, read_result, write_result
-from faster_pruner import CalibrationOptions, prune
-from faster_pruner.batches import EncodedRows, pack
-from faster_pruner.checkpoint import quiet_transformers
-from faster_pruner.data import load_split
-from faster_pruner.demo import encoder_folder
-from faster_pruner.inputs import source_of
-from faster_pruner.tasks import GLUE, encode
+from faster_pruner import CalibrationOptions, Data, prune
+from faster_pruner.api.demo import encoder_folder
+from faster_pruner.checkpoint.opening import quiet_transformers
+from faster_pruner.data.batches import EncodedRows, pack
+from faster_pruner.data.glue import GLUE
+from faster_pruner.data.sources import load_split
+from faster_pruner.objectives.encoding import encode
 
 EPOCHS = 2
 LEARNING_RATE = 1e-4
@@ -42,8 +42,8 @@ def fine_tuned(task: str, folder: Path) -> Path:
     with quiet_transformers():
         model = BertForSequenceClassification.from_pretrained(encoder_folder(), config=config, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
-    rows = load_split(source_of(GLUE[task], SHARED / "data" / "glue"), ("train",))
-    train(model, encode(rows, GLUE[task], tokenizer, config=model.config, max_length=128))
+    rows = load_split(Data(folder=SHARED / "data" / "glue").source(GLUE[task]), ("train",))
+    train(model, encode(rows, GLUE[task], tokenizer, config=model.config, limit=128))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -85,9 +85,8 @@ def main() -> None:
                 reports = [
                     prune(
                         model,
-                        task=task,
+                        Data(task=task, folder=SHARED / "data" / "glue"),
                         macs=arguments.macs,
-                        data=SHARED / "data" / "glue",
                         method=preset,
                         calibration=CalibrationOptions(rows=ROWS.get(task, 512), seed=int(seed)),
                     ).report

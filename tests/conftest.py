@@ -47,3 +47,12 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(f"the real models and GLUE rows are not at {SHARED} (set FASTER_PRUNER_SHARED)")
     return SHARED
+
+
+@pytest.fixture
+def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pairs per shape are enough to test the plumbing."""
+    from faster_pruner.runtimes import timing
+
+    monkeypatch.setattr(timing, "_FEWEST_PAIRS", 2)
+    monkeypatch.setattr(timing, "_SECONDS_PER_SHAPE", 0.0)

@@ -1,28 +1,91 @@
 """faster-pruner: a fine-tuned transformer and a budget in, a physically smaller, verified, faster checkpoint out.
 
 >>> from faster_pruner import prune, load                                       # doctest: +SKIP
->>> prune("my-finetuned-bert", task="sst2", macs=0.5, output="smaller")         # doctest: +SKIP
+>>> prune("my-finetuned-bert", "sst2", macs=0.5, output="smaller")              # doctest: +SKIP
 >>> model = load("smaller")                                                     # doctest: +SKIP
+
+The import is light: what a name stands for is loaded when it is first used. From then on, and as soon as anybody
+imports them, transformers' own auto classes open pruned folders (`checkpoint.auto`).
 """
 
-from faster_pruner.checkpoint import load
-from faster_pruner.checkpoint import register as _register
-from faster_pruner.inputs import Columns
-from faster_pruner.job import PruneResult, cut_again, evaluate, prune
-from faster_pruner.options import Budget, CalibrationOptions, Method, SolverOptions, preset
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from faster_pruner.checkpoint.auto import watch as _watch
+
+if TYPE_CHECKING:
+    from faster_pruner.api.cut import cut_again
+    from faster_pruner.api.evaluate import evaluate
+    from faster_pruner.api.in_memory import PrunedModel, prune_model
+    from faster_pruner.api.outcome import PruneResult
+    from faster_pruner.api.prune import prune
+    from faster_pruner.api.run import Run
+    from faster_pruner.checkpoint.opening import load
+    from faster_pruner.costs.budget import Budget, Limit
+    from faster_pruner.data.tasks import Columns, Data
+    from faster_pruner.host.folders import Output
+    from faster_pruner.objectives.objective import Objective, Predictions
+    from faster_pruner.options import CalibrationOptions, Method, SolverOptions, preset
+
+# Where each public name lives.
+_HOMES = {
+    "Budget": "costs.budget",
+    "CalibrationOptions": "options",
+    "Columns": "data.tasks",
+    "Data": "data.tasks",
+    "Limit": "costs.budget",
+    "Method": "options",
+    "Objective": "objectives.objective",
+    "Output": "host.folders",
+    "Predictions": "objectives.objective",
+    "PruneResult": "api.outcome",
+    "PrunedModel": "api.in_memory",
+    "Run": "api.run",
+    "SolverOptions": "options",
+    "cut_again": "api.cut",
+    "evaluate": "api.evaluate",
+    "load": "checkpoint.opening",
+    "preset": "options",
+    "prune": "api.prune",
+    "prune_model": "api.in_memory",
+}
 
 __all__ = [
     "Budget",
     "CalibrationOptions",
     "Columns",
+    "Data",
+    "Limit",
     "Method",
+    "Objective",
+    "Output",
+    "Predictions",
     "PruneResult",
+    "PrunedModel",
+    "Run",
     "SolverOptions",
     "cut_again",
     "evaluate",
     "load",
     "preset",
     "prune",
+    "prune_model",
 ]
 
-_register()
+
+def __getattr__(name: str) -> Any:
+    """Load what a public name stands for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+_watch()

@@ -4,12 +4,13 @@
 
     FasterPrunerError
     ├── InputError               what was given cannot be used; exit code 2
-    │   ├── UnsupportedModelError    a model_type without a row in the family table
+    │   ├── UnsupportedModelError    a model that no family describes, or that is not what its family says
     │   ├── CheckpointError          a checkpoint that is missing, damaged or does not fit its config
     │   ├── BudgetError              a budget outside its range or below what the model can reach
     │   ├── DataError                a missing file, column or label, or too few rows
     │   ├── OptionError              an option value that does not exist or does not combine
-    │   └── OutputError              an output folder that is in the way or cannot be written
+    │   ├── OutputError              an output folder that is in the way or cannot be written
+    │   └── NumericalError           activations that nothing can be computed from
     └── VerificationError        the saved checkpoint did not behave like the model in memory; exit code 1
 
 Every message says what arrived, what is supported and what to do. ``assert`` is for our own bugs only.
@@ -17,9 +18,18 @@ Every message says what arrived, what is supported and what to do. ``assert`` is
 
 
 class FasterPrunerError(Exception):
-    """Base of every error raised on purpose. `exit_code` is what the command line returns for it."""
+    """Base of every error raised on purpose.
+
+    Attributes:
+        exit_code: what the command line returns for it.
+        option: name of the setting that would help, empty when none would; the command line adds its own flag for it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class InputError(FasterPrunerError):
@@ -29,7 +39,7 @@ class InputError(FasterPrunerError):
 
 
 class UnsupportedModelError(InputError):
-    """The model's `model_type` has no row in the family table."""
+    """No family describes the model, or it is not what its family says."""
 
 
 class CheckpointError(InputError):
@@ -50,6 +60,10 @@ class OptionError(InputError):
 
 class OutputError(InputError):
     """The output folder is in the way or cannot be written."""
+
+
+class NumericalError(InputError):
+    """Activations are not finite, so that nothing can be computed from them."""
 
 
 class VerificationError(FasterPrunerError):

@@ -105,7 +105,7 @@ class ExportStep:
         name: `PyTorch`, `ONNX`, `ONNX int8`, `OpenVINO`.
         file: what was written; None for PyTorch.
         megabytes: size of the weights there.
-        parity: largest difference of a logit from PyTorch's; None where it is not promised.
+        parity: largest difference of a returned value from PyTorch's; None where it is not promised.
         metrics: on the first evaluation split; empty without data.
         ms: median latency per (batch, sequence).
         speed_up: PyTorch's median / this one's, per (batch, sequence).
@@ -118,6 +118,37 @@ class ExportStep:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     ms: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     speed_up: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One model in one runtime at one shape.
+
+    Attributes:
+        model: its name.
+        runtime: one of `runtimes.RUNTIMES`.
+        batch: rows.
+        sequence: tokens per row.
+        ms: median.
+        low: 10th percentile, ms.
+        high: 90th percentile, ms.
+        speed_up: median over the turns of the first model's time in the same runtime / this time.
+        ideal: what the multiply-accumulates would give.
+        peak_mb: peak memory of one forward above the weights; None where it cannot be measured.
+        launch_bound: arithmetic is a small part of the time: fewer multiply-accumulates cannot help much.
+    """
+
+    model: str
+    runtime: str
+    batch: int
+    sequence: int
+    ms: float
+    low: float
+    high: float
+    speed_up: float
+    ideal: float
+    peak_mb: float | None
+    launch_bound: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,20 +169,62 @@ class SizeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitResult:
+    """One limit of the budget.
+
+    Attributes:
+        cost: its name.
+        dense: what the dense model costs, parts that cannot be pruned included.
+        asked: the most that was allowed.
+        pruned: what the pruned model costs.
+    """
+
+    cost: str
+    dense: float
+    asked: float
+    pruned: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneReport:
-    """Everything a run has to say; written to `result.json` beside the checkpoint."""
+    """Everything a run has to say; written to `result.json` beside the checkpoint.
+
+    Attributes:
+        model: as it was asked for.
+        task: a task by name, or what the objective is for.
+        preset: the method's name.
+        options: budget, method and calibration.
+        mean_length: real tokens per row of the calibration set (of the first stack).
+        macs_asked: share of the encoder's MACs that was asked for; None where the budget limits something else.
+        macs_kept: share that is left.
+        dense: sizes before.
+        pruned: sizes after.
+        sublayers: in the order in which the model runs them.
+        seconds: by stage.
+        limits: of the budget, as they are met.
+        before: metrics of the dense model, by split.
+        after: metrics of the pruned model, by split.
+        confidence: of the primary metric, by split.
+        latency: measured, by shape.
+        calibration_hash: of the rows.
+        opens_plain: whether plain transformers opens the checkpoint.
+        verified: what was verified, in words; empty for a result that was not saved.
+        environment: versions and hardware.
+        warnings: sentences.
+    """
 
     model: str
     task: str
     preset: str
     options: dict[str, Any]
     mean_length: float
-    macs_asked: float
+    macs_asked: float | None
     macs_kept: float
     dense: SizeResult
     pruned: SizeResult
     sublayers: list[SublayerResult]
     seconds: dict[str, float]
+    limits: list[LimitResult] = field(default_factory=list[LimitResult])
     before: dict[str, Evaluation] = field(default_factory=dict)
     after: dict[str, Evaluation] = field(default_factory=dict)
     confidence: dict[str, Confidence] = field(default_factory=dict)

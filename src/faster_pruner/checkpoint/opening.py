@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from faster_pruner import surgery
+from faster_pruner.checkpoint.sizes import sized
 from faster_pruner.errors import CheckpointError
-from faster_pruner.families import FamilySpec, family_of
+from faster_pruner.model.classes import stock_class
+from faster_pruner.model.shrink import without_layer_sizes
+from faster_pruner.model.spec import Sublayer, resolve
+from faster_pruner.model.table import check_supported, family_of
 
-METADATA_KEY = "faster_pruner"
-FORMAT = 1
 CONFIG = "config.json"
-
-AUTO_CLASSES = (
-    transformers.AutoModelForSequenceClassification,
-    transformers.AutoModelForTokenClassification,
-    transformers.AutoModelForQuestionAnswering,
-    transformers.AutoModelForMultipleChoice,
-    transformers.AutoModelForMaskedLM,
-    transformers.AutoModel,
-)
+# What transformers raises, somewhere inside, for a config that makes no sense.
+_FROM_A_CONFIG = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -40,13 +33,13 @@ class Opened:
     Attributes:
         model: a stock transformers class, float32.
         tokenizer: its tokenizer.
-        family: its row of the family table.
+        sublayers: its sublayers at their present sizes.
         dtype: the dtype that the checkpoint is stored in.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    family: FamilySpec
+    sublayers: list[Sublayer]
     dtype: torch.dtype
 
 
@@ -80,14 +73,14 @@ def read_config(place: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(place)
     except (OSError, ValueError, HFValidationError) as error:
-        raise CheckpointError(f"{place!r} has no readable {CONFIG}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r} has no readable {CONFIG}: {_first_line(error)}") from error
     if not config:
         raise CheckpointError(f"{place!r} is neither a local folder nor a model on the hub that can be reached")
     return config
 
 
 def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Open a pruned (or dense) checkpoint as a stock transformers class with smaller Linears.
+    """Open a pruned (or dense) checkpoint as a stock transformers class with smaller matrices.
 
     Args:
         place: local folder or hub id.
@@ -96,13 +89,13 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
 
     Raises:
         CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
-        UnsupportedModelError: its `model_type` has no row in the family table.
+        UnsupportedModelError: no family describes it.
     """
     config = read_config(str(place))
     stored = _stored_dtype(config)
     if dtype is None:
         dtype = stored if torch.cuda.is_available() else torch.float32
-    return _load(str(place), config, dtype)
+    return _load(str(place), config, dtype)[0]
 
 
 def open_checkpoint(place: str, *, device: torch.device) -> Opened:
@@ -112,7 +105,7 @@ def open_checkpoint(place: str, *, device: torch.device) -> Opened:
         CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights, or no tokenizer.
     """
     config = read_config(place)
-    model = _load(place, config, torch.float32)
+    model, sublayers = _load(place, config, torch.float32)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -120,7 +113,7 @@ def open_checkpoint(place: str, *, device: torch.device) -> Opened:
             )
     tokenizer = _open_tokenizer(place)
     placed: Any = model
-    return Opened(placed.to(device), tokenizer, family_of(str(model.config.model_type)), _stored_dtype(config))
+    return Opened(placed.to(device), tokenizer, sublayers, _stored_dtype(config))
 
 
 def _open_tokenizer(place: str) -> PreTrainedTokenizerBase:
@@ -129,7 +122,7 @@ def _open_tokenizer(place: str) -> PreTrainedTokenizerBase:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r} has no tokenizer: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise CheckpointError(f"{place!r} has no tokenizer files; save the tokenizer beside the model")
     return tokenizer
@@ -147,137 +140,95 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
     return known.get(name, torch.float32)
 
 
-def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrainedModel, list[Sublayer]]:
     """Open a checkpoint, dense or pruned, without its tokenizer."""
-    raw = {key: value for key, value in raw.items() if key != "per_layer_config"}
-    model_type = str(raw.get("model_type", ""))
-    family = family_of(model_type)
     if raw.get("pruned_heads"):
         raise CheckpointError(
             f"{place!r} lists pruned_heads, which transformers 5 cannot load; start from the unpruned checkpoint"
         )
+    model_type = str(raw.get("model_type", ""))
+    check_supported(model_type)
     try:
         config = AutoConfig.for_model(model_type).from_dict(raw)
-        stock = _stock_class(config, raw)
-        units = _units_from_metadata(raw, family, config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {str(error).splitlines()[0]}") from error
-    return _open_weights(place, config, stock, family=family, units=units, dtype=dtype)
+        stock = _stock_class(model_type, raw)
+    except _FROM_A_CONFIG as error:
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {_first_line(error)}") from error
+    return _open_weights(place, config, stock, dtype)
 
 
-def _stock_class(config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrainedModel]:
-    """The transformers class named by `architectures`, looked up among those registered for this config; never
-    imported by name.
-    """
+def _stock_class(model_type: str, raw: dict[str, Any]) -> type[PreTrainedModel]:
+    """The transformers class named by `architectures`, if transformers itself lists it for this model type."""
     wanted = raw.get("architectures") or []
-    for auto in AUTO_CLASSES:
-        found = stock_class_of(auto, type(config))
-        if found is not None and found.__name__ in wanted:
-            return found
-    raise CheckpointError(
-        f"{CONFIG} names the architecture {wanted!r}, which is not a supported {config.model_type} class; "
-        "a fine-tuned ...ForSequenceClassification checkpoint is expected"
-    )
-
-
-def stock_class_of(auto: Any, config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
-    """The transformers class that `auto` has for a config class, None when it has none."""
-    found = auto._model_mapping.get(config_class, None)
-    # the module `auto` may have put its stand-in there
-    return getattr(found, "stock_class", found)
-
-
-def _units_from_metadata(raw: dict[str, Any], family: FamilySpec, config: PreTrainedConfig) -> dict[str, int]:
-    """Unit count per sublayer name from our metadata, every value checked; empty for a dense checkpoint."""
-    metadata = raw.get(METADATA_KEY)
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{CONFIG}: {METADATA_KEY!r} is not of format {FORMAT}; update faster-pruner")
-    layers = metadata.get("per_layer_config")
-    if not isinstance(layers, dict):
-        raise CheckpointError(f"{CONFIG}: {METADATA_KEY}.per_layer_config is missing")
-    known = {spec.config_key: spec for spec in family.sublayers}
-    units: dict[str, int] = {}
-    for layer, sizes in layers.items():
-        if not (
-            isinstance(layer, str) and len(layer) < 6 and layer.isdecimal() and int(layer) < config.num_hidden_layers
-        ):
-            raise CheckpointError(f"{CONFIG}: {str(layer)[:40]!r} is not one of the {config.num_hidden_layers} layers")
-        if not isinstance(sizes, dict):
-            raise CheckpointError(f"{CONFIG}: sizes of layer {layer} are not a mapping")
-        for key, count in sizes.items():
-            spec = known.get(key)
-            full = int(getattr(config, key)) if spec is not None else 0
-            if spec is None or type(count) is not int or not 0 <= count <= full:
-                raise CheckpointError(f"{CONFIG}: layer {layer} cannot have {str(key)[:40]!r} = {str(count)[:40]}")
-            units[f"layers.{int(layer)}.{spec.kind}"] = count
-    return units
+    names = [name for name in wanted if isinstance(name, str)] if isinstance(wanted, list) else []
+    found = next(filter(None, (stock_class(name, model_type) for name in names)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{CONFIG} names the architecture {str(wanted)[:60]}, which is not a class that transformers has for "
+            f"{model_type}"
+        )
+    return found
 
 
 def _open_weights(
-    place: str,
-    config: PreTrainedConfig,
-    stock: type[PreTrainedModel],
-    *,
-    family: FamilySpec,
-    units: dict[str, int],
-    dtype: torch.dtype,
-) -> PreTrainedModel:
-    """The model with its weights; transformers' errors as one line of ours."""
+    place: str, config: PreTrainedConfig, stock: type[PreTrainedModel], dtype: torch.dtype
+) -> tuple[PreTrainedModel, list[Sublayer]]:
+    """The model with its weights, and its sublayers; transformers' errors as one line of ours."""
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         with quiet_transformers():
-            model, info = _resized_from_pretrained(
-                stock, family, units, place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            (model, info), sublayers = from_pretrained_with_sizes(place, config, stock, **options)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{place!r} has no readable safetensors weights: {str(error).splitlines()[0]}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{place!r} has no readable safetensors weights: {_first_line(error)}") from error
+    except _FROM_A_CONFIG as error:
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {_first_line(error)}") from error
     except RuntimeError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "mismatch" in line),
-            str(error).splitlines()[0],
-        )
+        mismatch = (line.strip() for line in str(error).splitlines() if "mismatch" in line)
         raise CheckpointError(
-            f"{place!r}: the tensors do not fit {CONFIG} ({reason}); "
+            f"{place!r}: the tensors do not fit {CONFIG} ({next(mismatch, _first_line(error))}); "
             "a checkpoint that another tool has pruned is not supported"
         ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
-    return model.eval()
+    return model.eval(), sublayers
 
 
 def from_pretrained_with_sizes(
     place: Any, config: PreTrainedConfig, stock: type[PreTrainedModel], *args: Any, **kwargs: Any
-) -> Any:
-    """`stock.from_pretrained` for a config that carries our sizes; arguments and result are transformers' own.
+) -> tuple[Any, list[Sublayer]]:
+    """`stock.from_pretrained` for a config that may carry our sizes: what it returns, and the sublayers.
+
+    Its constructor shrinks; what comes back is of the stock class.
 
     Raises:
         CheckpointError: the sizes are not possible ones.
+        UnsupportedModelError: no family describes the model.
     """
-    family = family_of(str(config.model_type))
-    units = _units_from_metadata({METADATA_KEY: getattr(config, METADATA_KEY)}, family, config)
-    return _resized_from_pretrained(stock, family, units, place, *args, config=config, **kwargs)
-
-
-def _resized_from_pretrained(
-    stock: type[PreTrainedModel], family: FamilySpec, units: dict[str, int], *args: Any, **kwargs: Any
-) -> Any:
-    """Transformers' own loading, of a class whose constructor resizes its Linears; the result is of the stock class."""
-
-    class Resized(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            surgery.resize(self, family, units)
-
-    Resized.__name__ = Resized.__qualname__ = stock.__name__
-    loaded: Any = Resized.from_pretrained(*args, **kwargs)
+    found: list[Sublayer] = []
+    loaded: Any = _shrinking(stock, found).from_pretrained(place, *args, config=without_layer_sizes(config), **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__class__ = stock
     _own_memory(model)
-    return loaded
+    return loaded, found
+
+
+def _shrinking(stock: type[PreTrainedModel], found: list[Sublayer]) -> Any:
+    """A subclass of `stock` whose constructor shrinks to the sizes in the config; its sublayers go into `found`."""
+
+    class Shrinking(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            found[:] = sized(self, resolve(self, family_of(config)))
+
+    Shrinking.__name__ = Shrinking.__qualname__ = stock.__name__
+    return Shrinking
+
+
+def from_config_with_sizes(config: PreTrainedConfig, stock: type[PreTrainedModel], **kwargs: Any) -> Any:
+    """A new model with random weights for a config that may carry our sizes."""
+    model = _shrinking(stock, [])._from_config(without_layer_sizes(config), **kwargs)
+    model.__class__ = stock
+    return model
 
 
 @torch.no_grad()
@@ -285,8 +236,13 @@ def _own_memory(model: PreTrainedModel) -> None:
     """Move weights out of the mapped file into memory of their own.
 
     A view into the file is aligned to 8 bytes only, and matrix products round differently there than on torch's aligned
-    allocations: the same weights would give logits that differ in the last bit.
+    allocations: the same weights would give values that differ in the last bit.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_meta:
             tensor.data = tensor.data.clone()
+
+
+def _first_line(error: BaseException) -> str:
+    """First line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

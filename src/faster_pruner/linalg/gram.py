@@ -1,10 +1,16 @@
-"""Gram matrices of token activations, accumulated in float32.
+"""Second moments of token activations, accumulated in float32 about a provisional mean.
 
 Rows are tokens: x [T, n], r [T, d]. Padding never gets here.
 
+Products of centred activations stay exact however far the mean is from zero: the first tokens' mean is subtracted
+before anything is multiplied, and what that mean was off by is corrected in float64. (A Gram matrix accumulated about
+zero and centred afterwards is the difference of two huge numbers: with mean^2 / variance near 1e6 it is no longer
+positive definite.)
+
 Products may round their factors (never their sums) to bfloat16 or TF32 where the hardware multiplies those faster: the
-result is the exact Gram of activations that differ from the true ones by 0.2 %, so it stays positive semi-definite, and
-the noise is far below every ridge. Only blocks on and above the diagonal are computed.
+result is the exact moment of activations that differ from the true ones by 0.2 % of their distance from the mean, so it
+stays positive semi-definite, and the noise is far below every ridge. Only blocks on and above the diagonal are
+computed.
 """
 
 from __future__ import annotations
@@ -37,10 +43,11 @@ def reduced_products() -> Generator[None]:
 
 
 class _TokenSums:
-    """Sums over tokens of z = [x | r], [T, n + d]: z, x' z and ||r||^2.
+    """Sums over tokens of z = [x | r] - centre, [T, n + d]: of z, x' z and ||r||^2.
 
     Attributes:
         n: columns of x.
+        centre: [n + d] float32, the provisional mean; zero until the first tokens are multiplied.
         product: [n, n + d] float32, x' z; blocks of x' x below the diagonal are wrong.
         total: [n + d] float64.
         square: 0-d float64, sum of ||r||^2.
@@ -49,6 +56,7 @@ class _TokenSums:
 
     def __init__(self, n: int, d: int, device: torch.device) -> None:
         self.n, self.count = n, 0
+        self.centre = torch.zeros(n + d, device=device)
         self.product = torch.zeros(n, n + d, device=device)
         self.total = torch.zeros(n + d, dtype=solve_dtype(device), device=device)
         self.square = torch.zeros((), dtype=solve_dtype(device), device=device)
@@ -56,7 +64,7 @@ class _TokenSums:
         self._strip = _STRIP_ON_CPU if on_cpu else _STRIP_ELSEWHERE
         self._tokens = _TOKENS_ON_CPU if on_cpu else _TOKENS_ELSEWHERE
         self._waiting: Tensor | None = None
-        self._filled = 0
+        self._filled, self._multiplied = 0, 0
 
     def add(self, *parts: Tensor) -> None:
         """Add tokens: x [T, n], or x and r [T, d]."""
@@ -78,17 +86,24 @@ class _TokenSums:
     def finish(self) -> None:
         """Add what still waits."""
         if self._waiting is not None:
-            self._waiting[self._filled :].zero_()
-            self._multiply(self._waiting)
+            if self._filled:
+                self._multiply(self._waiting)
             self._waiting = None
 
     def _multiply(self, z: Tensor) -> None:
+        """Add the tokens z [tokens, n + d] that are filled; z is changed."""
+        filled = z[: self._filled]
+        if self._multiplied == 0:
+            self.centre = filled.mean(dim=0)
+        filled -= self.centre
+        z[self._filled :].zero_()
         with reduced_products():
             for start in range(0, self.n, self._strip):
                 stop = min(self.n, start + self._strip)
                 self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])
         self.total += z.sum(dim=0).to(self.total.dtype)
         self.square += z[:, self.n :].square().sum().to(self.square.dtype)
+        self._multiplied += self._filled
         self._filled = 0
 
 
@@ -113,14 +128,14 @@ class SecondMoment:
         return self._sums.count
 
     @property
-    def total(self) -> Tensor:
-        """[n] float64, sum."""
+    def centre(self) -> Tensor:
+        """[n] float32, the provisional mean that `about_centre` and `total_about_centre` are taken about."""
         self._sums.finish()
-        return self._sums.total[: self._sums.n]
+        return self._sums.centre[: self._sums.n]
 
     @property
-    def gram(self) -> Tensor:
-        """[n, n] float32, sum of outer products."""
+    def about_centre(self) -> Tensor:
+        """[n, n] float32, sum of ``(x - centre)' (x - centre)``."""
         self._sums.finish()
         gram = self._sums.product[:, : self._sums.n]
         if self._mirrored_at != self.count:
@@ -128,87 +143,117 @@ class SecondMoment:
             self._mirrored_at = self.count
         return gram
 
-    def plus(self, other: SecondMoment) -> SecondMoment:
-        """The moment of both sets of tokens."""
-        return SecondMoment.of(self.gram + other.gram, self.total + other.total, self.count + other.count)
+    @property
+    def total_about_centre(self) -> Tensor:
+        """[n] float64, sum of ``x - centre``."""
+        self._sums.finish()
+        return self._sums.total[: self._sums.n]
+
+    @property
+    def total(self) -> Tensor:
+        """[n] float64, sum of x."""
+        return self.total_about_centre + self.count * self.centre.to(self.total_about_centre.dtype)
 
     @classmethod
-    def of(cls, gram: Tensor, total: Tensor, count: int) -> SecondMoment:
+    def of(cls, about_centre: Tensor, total_about_centre: Tensor, centre: Tensor, count: int) -> SecondMoment:
         """A moment from its parts."""
-        made = cls(0, gram.device)
-        made._sums.n, made._sums.product, made._sums.total, made._sums.count = gram.shape[0], gram, total, count
-        made._mirrored_at = count
+        made = cls(0, about_centre.device)
+        made._sums.n, made._sums.product, made._sums.count = about_centre.shape[0], about_centre, count
+        made._sums.total, made._sums.centre = total_about_centre, centre
+        made._sums._multiplied, made._mirrored_at = count, count  # pyright: ignore[reportPrivateUsage]
         return made
 
+    def plus(self, other: SecondMoment) -> SecondMoment:
+        """The moment of both sets of tokens, about the centre of the larger one."""
+        first, second = (self, other) if self.count >= other.count else (other, self)
+        centre = first.centre
+        both = (first.about_centre + second._about(centre)).to(first.about_centre.dtype)
+        total = first.total_about_centre + second.total - second.count * centre.to(second.total.dtype)
+        return SecondMoment.of(both, total, centre, first.count + second.count)
+
+    def _about(self, point: Tensor) -> Tensor:
+        """[n, n] float64: sum of ``(x - point)' (x - point)`` for a point [n]."""
+        s = self.total_about_centre
+        c = self.centre.to(s.dtype) - point.to(s.dtype)
+        return self.about_centre.to(s.dtype, copy=True).addr_(c, s).addr_(s + self.count * c, c)
+
+    def plain(self) -> Tensor:
+        """[n, n] float64: sum of ``x' x``."""
+        return self._about(torch.zeros_like(self.centre))
+
     def centred(self) -> Tensor:
-        """[n, n] float64: the sum of ``(x - mean)' (x - mean)``, what is left when a bias absorbs the mean."""
-        wide = self.gram.to(self.total.dtype, copy=True)
-        return wide.addr_(self.total, self.total, alpha=-1 / max(1, self.count))
+        """[n, n] float64: sum of ``(x - mean)' (x - mean)``, what is left when a bias absorbs the mean."""
+        s = self.total_about_centre
+        return self.about_centre.to(s.dtype, copy=True).addr_(s, s, alpha=-1 / max(1, self.count))
 
 
 class RegressionMoments:
     """All that a least-squares fit of r [T, d] on x [T, n] with intercept needs.
 
     Attributes:
-        inputs: second moment of x.
+        x: second moment of x.
     """
 
     def __init__(self, n: int, d: int, device: torch.device) -> None:
         self._sums = _TokenSums(n, d, device)
-        self.inputs = SecondMoment(n, device, self._sums)
+        self.x = SecondMoment(n, device, self._sums)
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Add tokens x [T, n] with targets r [T, d]."""
         self._sums.add(x, r)
 
     @property
-    def cross(self) -> Tensor:
-        """[n, d] float32, sum of x' r."""
-        self._sums.finish()
-        return self._sums.product[:, self._sums.n :]
+    def count(self) -> int:
+        """Tokens."""
+        return self._sums.count
 
     @property
     def target_total(self) -> Tensor:
         """[d] float64, sum of r."""
-        self._sums.finish()
-        return self._sums.total[self._sums.n :]
+        _, centre, total = self._of_targets()
+        return total + self.count * centre
 
     @property
     def target_square(self) -> Tensor:
         """0-d float64, sum of ||r||^2."""
-        self._sums.finish()
-        return self._sums.square
+        _, centre, total = self._of_targets()
+        return self._sums.square + 2 * centre @ total + self.count * centre.square().sum()
 
-    @property
-    def count(self) -> int:
-        """Tokens."""
-        return self.inputs.count
+    def _of_targets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """About the centre, float64: cross moment [n, d], centre of r [d], sum of r [d]."""
+        self._sums.finish()
+        n, dtype = self._sums.n, self._sums.total.dtype
+        return self._sums.product[:, n:].to(dtype, copy=True), self._sums.centre[n:].to(dtype), self._sums.total[n:]
 
     def centred_cross(self) -> Tensor:
         """[n, d] float64: sum of ``(x - mean)' (r - mean)``."""
-        wide = self.cross.to(self.target_total.dtype, copy=True)
-        return wide.addr_(self.inputs.total, self.target_total, alpha=-1 / max(1, self.count))
+        cross, _, total = self._of_targets()
+        return cross.addr_(self.x.total_about_centre, total, alpha=-1 / max(1, self.count))
+
+    def plain_cross(self) -> Tensor:
+        """[n, d] float64: sum of ``x' r``."""
+        cross, centre, total = self._of_targets()
+        c = self.x.centre.to(cross.dtype)
+        return cross.addr_(c, total).addr_(self.x.total_about_centre + self.count * c, centre)
 
     def normal_equations(self, *, intercept: bool) -> tuple[Tensor, Tensor]:
         """Matrix [n, n] and right sides [n, d] of the fit, float64; centred when a bias takes the means."""
-        if intercept:
-            return self.inputs.centred(), self.centred_cross()
-        dtype = self.target_total.dtype
-        return self.inputs.gram.to(dtype), self.cross.to(dtype)
+        return (self.x.centred(), self.centred_cross()) if intercept else (self.x.plain(), self.plain_cross())
 
     def intercept(self, weight: Tensor) -> Tensor:
         """[d] float64: the bias that goes with `weight` [d, n]."""
-        means = self.inputs.total / max(1, self.count)
-        return self.target_total / max(1, self.count) - weight.to(means.dtype) @ means
+        tokens = max(1, self.count)
+        return self.target_total / tokens - weight.to(self.target_total.dtype) @ (self.x.total / tokens)
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """Relative root-mean-square error ``||x W' + b - r|| / ||r||`` over all tokens added."""
-        dtype = self.target_total.dtype
-        w = weight.to(dtype)
-        b = torch.zeros_like(self.target_total) if bias is None else bias.to(dtype)
-        aw = self.inputs.gram.to(dtype) @ w.T
-        square = (w.T * aw).sum() - 2 * (w.T * self.cross.to(dtype)).sum() + self.target_square
-        square = square + self.count * b.square().sum()
-        square = square + 2 * (b * (w @ self.inputs.total - self.target_total)).sum()
-        relative = square.clamp(min=0) / self.target_square.clamp(min=torch.finfo(dtype).tiny)
+        cross, centre, total = self._of_targets()
+        w = weight.to(cross.dtype)
+        b = torch.zeros_like(centre) if bias is None else bias.to(cross.dtype)
+        # with x = z + c and r = s + e: x W' + b - r = z W' - s + (c W' + b - e)
+        rest = w @ self.x.centre.to(cross.dtype) + b - centre
+        aw = self.x.about_centre.to(cross.dtype) @ w.T
+        square = (w.T * aw).sum() - 2 * (w.T * cross).sum() + self._sums.square
+        square = square + 2 * rest @ (w @ self.x.total_about_centre - total) + self.count * rest.square().sum()
+        relative = square.clamp(min=0) / self.target_square.clamp(min=torch.finfo(cross.dtype).tiny)
         return float(relative.sqrt())

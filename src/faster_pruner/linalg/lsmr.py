@@ -2,9 +2,8 @@
 
 It minimises ``||matrix x - right_side||^2 + damp^2 ||x - prior||^2``. Kwon et al. give it the *normal matrix* of the
 least-squares problem, so its conditioning is squared twice, and stop it at 1e-6: on real systems it then sits 8-78 %
-away from the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it
-on the CPU;
-on other devices the same recurrence runs in torch.
+away from the solution, which acts as a hidden regularisation. It is kept to reproduce their pipeline. scipy runs it on
+the CPU; on other devices the same recurrence runs in torch.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ _ITERATIONS_PER_UNKNOWN = 5
 # scipy's `istop`: 1, 2 met atol/btol; 4, 5 the same at machine precision; 0 means that x = 0 is the solution.
 _STOP_CONVERGED = frozenset({0, 1, 2, 4, 5})
 _STOP_ILL_CONDITIONED = frozenset({3, 6})
+_STOP_LIMIT = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class Lsmr:
     def solve(self, matrix: Tensor, right_side: Tensor, prior: Tensor | None = None) -> Solution:
         """Solve as described above. Raises ValueError on shapes that do not fit."""
         system = ridged_system(matrix, right_side, prior, self.ridge)
-        limit = self.max_iterations or _ITERATIONS_PER_UNKNOWN * max(1, matrix.shape[0])
+        limit = self.max_iterations
+        if limit is None:
+            limit = _ITERATIONS_PER_UNKNOWN * max(1, matrix.shape[0])
         one = self._scipy if matrix.device.type == "cpu" else self._torch
         columns: list[Tensor] = []
         stops: set[int] = set()
@@ -83,7 +85,9 @@ class Lsmr:
             conlim=self.condition_limit,
             maxiter=limit,
         )
-        return torch.from_numpy(found[0]), int(found[1]), int(found[2])
+        # scipy says that zero is the solution, too, when it may not take a step
+        stop = int(found[1]) if limit > 0 or not b.any() else _STOP_LIMIT
+        return torch.from_numpy(found[0]), stop, int(found[2])
 
     def _torch(self, system: System, b: Tensor, limit: int) -> tuple[Tensor, int, int]:
         """(x [n], istop, iterations) from `torch_lsmr`."""
@@ -140,7 +144,7 @@ def torch_lsmr(
         stop = norms.stop(abs(zeta_bar), float(x.norm()), tolerance, condition_limit)
         if stop:
             return x, stop, iteration
-    return x, 7, limit
+    return x, _STOP_LIMIT, limit
 
 
 def _start(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,17 +21,20 @@ _LEAST_FALLBACK_RIDGE = 1e-6
 _LARGEST_FACTORED = 16_384
 
 
+def _limit(options: SolverOptions) -> int:
+    """Iterations of a conjugate-gradient solver."""
+    return _DEFAULT_CG_ITERATIONS if options.max_iterations is None else options.max_iterations
+
+
 def _cg(options: SolverOptions) -> Solver:
-    limit = options.max_iterations or _DEFAULT_CG_ITERATIONS
     return ConjugateGradient(
-        preconditioner="none", tolerance=options.tolerance, max_iterations=limit, ridge=options.ridge
+        preconditioner="none", tolerance=options.tolerance, max_iterations=_limit(options), ridge=options.ridge
     )
 
 
 def _jacobi_cg(options: SolverOptions) -> Solver:
-    limit = options.max_iterations or _DEFAULT_CG_ITERATIONS
     return ConjugateGradient(
-        preconditioner="jacobi", tolerance=options.tolerance, max_iterations=limit, ridge=options.ridge
+        preconditioner="jacobi", tolerance=options.tolerance, max_iterations=_limit(options), ridge=options.ridge
     )
 
 
@@ -45,8 +48,7 @@ def _lsmr(options: SolverOptions) -> Solver:
 
 
 def _block_cg(options: SolverOptions) -> Solver:
-    limit = options.max_iterations or _DEFAULT_CG_ITERATIONS
-    return BlockConjugateGradient(tolerance=options.tolerance, max_iterations=limit, ridge=options.ridge)
+    return BlockConjugateGradient(tolerance=options.tolerance, max_iterations=_limit(options), ridge=options.ridge)
 
 
 def measured_rule(n: int) -> SolverName:
@@ -76,8 +78,7 @@ def solve_or_fall_back(
 
     Returns:
         The solution, and what happened in words (empty when the chosen solver converged). The solution may still not
-        have
-        converged when every ridge has failed; the caller then keeps what it had.
+        have converged when every ridge has failed; the caller then keeps what it had.
     """
     solution = solve(options, matrix, right_side, prior)
     if solution.converged:

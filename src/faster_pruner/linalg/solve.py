@@ -4,7 +4,8 @@ All of them are given a symmetric positive semi-definite matrix and one or many 
 
 * `matrix` [n, n], `right_side` [n] or [n, m], `prior` of the shape of `right_side` (default zero);
 * the system solved is ``(matrix + ridge_abs I) x = right_side + ridge_abs prior``, the minimiser of
-  ``x' matrix x - 2 right_side' x + ridge_abs ||x - prior||^2``, with ``ridge_abs = ridge * mean(diag(matrix))``;
+  ``x' matrix x - 2 right_side' x + ridge_abs ||x - prior||^2``, with ``ridge_abs = ridge * mean(diag(matrix))``, or
+  ``ridge`` itself where that mean is zero (inputs that never vary): the solution is the prior;
 * iterations start from `prior`.
 
 A solver is a frozen value of its hyper-parameters. A solve returns a `Solution`; the caller looks at its status.
@@ -122,7 +123,8 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
     start = torch.zeros_like(columns) if prior is None else _as_columns(prior).to(dtype)
     a = matrix.to(dtype)
     if ridge > 0 and n > 0:
-        ridge_abs = ridge * a.diagonal().mean()
+        mean = a.diagonal().mean()
+        ridge_abs = ridge * torch.where(mean > 0, mean, torch.ones_like(mean))
         a = a.clone() if a is matrix else a
         a.diagonal().add_(ridge_abs)
         columns = columns + ridge_abs * start

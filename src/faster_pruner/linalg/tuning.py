@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from faster_pruner.linalg.solve import solve_dtype
+
 
 def mask_normal_equations(gram: Tensor, cross: Tensor, weight: Tensor, unit_size: int) -> tuple[Tensor, Tensor]:
     """Normal matrix [U, U] and right-hand side [U] of mask tuning, float64.
@@ -19,9 +21,10 @@ def mask_normal_equations(gram: Tensor, cross: Tensor, weight: Tensor, unit_size
         weight: [d, n] the output projection.
         unit_size: g.
     """
-    w = weight.double()
+    dtype = solve_dtype(gram.device)
+    w = weight.to(dtype)
     units = gram.shape[0] // unit_size
-    matrix = gram.double() * (w.T @ w)
+    matrix = gram.to(dtype) * (w.T @ w)
     matrix = matrix.view(units, unit_size, units, unit_size).sum(dim=(1, 3))
-    right_side = (cross.double() * w.T).sum(dim=1).view(units, unit_size).sum(dim=1)
+    right_side = (cross.to(dtype) * w.T).sum(dim=1).view(units, unit_size).sum(dim=1)
     return matrix, right_side

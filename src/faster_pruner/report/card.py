@@ -5,39 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 
-from faster_pruner.report.summary import format_metric
+from faster_pruner.objectives.objective import Objective
+from faster_pruner.report.summary import COST_WORDS, format_metric
 from faster_pruner.results import PruneReport
 
 CARD_FILE = "README.md"
+# How long a hub that does not answer is waited for.
+_SECONDS_TO_WAIT = 3.0
 
 
 def read_licence(model: str) -> str | None:
-    """The licence in the base model's own card, None when it says none or has no card."""
+    """The licence in the base model's own card, None when it says none, has no readable card, or the hub is away.
+
+    To be asked before any work: nothing that is finished may depend on it.
+    """
     place = Path(model)
     if place.exists() and not (place / CARD_FILE).is_file():
         return None
     try:
-        card = ModelCard.load(place / CARD_FILE if place.exists() else model)
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError):
+        file = place / CARD_FILE
+        if not place.exists():
+            file = Path(hf_hub_download(model, CARD_FILE, etag_timeout=_SECONDS_TO_WAIT))
+        licence: Any = ModelCard.load(file).data.get("license")
+    except Exception:  # the card is a stranger's and the way to it is a network: anything can be wrong with either
         return None
-    licence: Any = card.data.get("license")
     return str(licence) if licence else None
 
 
-def model_card(report: PruneReport, *, auto_class: str, licence: str | None, folder: str) -> str:
+def model_card(report: PruneReport, *, objective: Objective, licence: str | None, folder: str) -> str:
     """The card's text.
 
     Args:
         report: of the run.
-        auto_class: transformers' auto class that opens the model.
+        objective: that the model is for.
         licence: inherited from the base model; None when it states none.
         folder: name of the folder, for the examples.
     """
+    auto_class = objective.auto_class or "AutoModel"
     parts = [
-        "---\n" + _front_matter(report, licence, folder) + "\n---",
+        "---\n" + _front_matter(report, objective, licence, folder) + "\n---",
         f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs",
         "Made physically smaller by faster-pruner: attention heads and "
         "feed-forward neurons were removed and what is left was repaired by least squares. No retraining.",
@@ -53,11 +61,11 @@ def model_card(report: PruneReport, *, auto_class: str, licence: str | None, fol
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(report: PruneReport, licence: str | None, folder: str) -> str:
+def _front_matter(report: PruneReport, objective: Objective, licence: str | None, folder: str) -> str:
     """YAML."""
     results = [
         EvalResult(
-            task_type="text-classification",
+            task_type=objective.pipeline_tag,
             dataset_type=report.task,
             dataset_name=report.task,
             dataset_split=split,
@@ -69,7 +77,7 @@ def _front_matter(report: PruneReport, licence: str | None, folder: str) -> str:
     data = ModelCardData(
         base_model=_base_model(report),
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=objective.pipeline_tag or None,
         license=licence,
         tags=["faster-pruner", "pruned"],
         model_name=folder,
@@ -143,8 +151,7 @@ def _provenance(report: PruneReport, licence: str | None) -> str:
     return "\n".join(
         [
             f"* Base model: `{_base_model(report)}`; licence: {licence or 'see the base model'} (inherited)",
-            f"* Budget: {report.macs_asked:.0%} of the encoder's MACs asked, {report.macs_kept:.2%} met; "
-            f"allocation {budget['allocation']}",
+            f"* Budget: {_budget(report)}; allocation {budget['allocation']}",
             f"* Method: preset `{report.preset}`, seed {calibration['seed']}",
             f"* Calibration: task {report.task}, {calibration['rows']} training rows asked for, at most "
             f"{calibration['max_length']} tokens each; SHA-256 of their tokens and labels `{report.calibration_hash}`",
@@ -152,3 +159,13 @@ def _provenance(report: PruneReport, licence: str | None) -> str:
             "* Everything else, layer by layer: `result.json`",
         ]
     )
+
+
+def _budget(report: PruneReport) -> str:
+    """What was asked for, and what is left."""
+    found = [
+        f"{each.asked / each.dense:.0%} of the {COST_WORDS.get(each.cost, each.cost)} asked, "
+        f"{each.pruned / each.dense:.2%} met"
+        for each in report.limits
+    ]
+    return "; ".join(found)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from faster_pruner.bench import Timing
 from faster_pruner.report.summary import format_metric
-from faster_pruner.results import ExportStep
+from faster_pruner.results import ExportStep, Timing
 
 
 def print_steps(steps: Sequence[ExportStep], console: Console) -> None:

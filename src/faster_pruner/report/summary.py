@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
 from faster_pruner.results import Evaluation, PruneReport
 
-_UNITLESS = frozenset({"loss", "squared_error"})
+# How costs are called.
+COST_WORDS = {"macs": "encoder's MACs", "parameters": "parameters", "bytes": "weights file"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class _Change:
 
 def format_metric(name: str, value: float) -> str:
     """Percent with two digits, losses with four."""
-    return f"{value:.4f}" if name in _UNITLESS else f"{value:.2f}"
+    return f"{value:.4f}" if name in IN_NATURAL_UNITS else f"{value:.2f}"
 
 
 def print_summary(report: PruneReport, console: Console) -> None:
@@ -62,7 +64,7 @@ def _metric_rows(report: PruneReport) -> list[_Change]:
         after = report.after[split]
         for name, value in before.metrics.items():
             label = name if len(report.before) == 1 else f"{split} {name}"
-            digits = 4 if name in _UNITLESS else 2
+            digits = 4 if name in IN_NATURAL_UNITS else 2
             rows.append(
                 _Change(
                     label,

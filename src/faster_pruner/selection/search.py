@@ -3,6 +3,9 @@
 Units of one kind (heads, neurons) are ranked together over all layers by their diagonal Fisher information; for every
 number of heads the rest of the budget goes to the best neurons, and the best total wins.
 
+The search adds up units, so it needs a cost that is linear in their number and one limit; for other costs the knapsack
+takes its importances (`knapsack.py`).
+
 Departures from the reference: a number of heads that alone exceeds the budget is not considered (theirs would break the
 budget), and unit costs may differ between sublayers (theirs may not).
 """
@@ -63,7 +66,7 @@ def search_masks(candidates: Mapping[str, Candidates], budget: float) -> Selecti
     if min(c.unit_cost for c in candidates.values()) > budget:
         cheapest = min(c.unit_cost for c in candidates.values()) / total_cost(candidates)
         raise BudgetError(
-            f"the budget is below what one unit costs: ask for at least {cheapest:.2g} of the encoder's MACs"
+            f"the budget is below what one unit costs: ask for at least {cheapest:.2g} of the dense model"
         )
     first = _rank(candidates, kinds[0])
     second = (
@@ -86,7 +89,7 @@ def search_masks(candidates: Mapping[str, Candidates], budget: float) -> Selecti
 def _rank(candidates: Mapping[str, Candidates], kind: str) -> _Ranked:
     """All units of `kind`, best first; ties go to the earlier layer."""
     chosen = {name: c for name, c in candidates.items() if c.kind == kind}
-    importance = torch.cat([c.importance.double().cpu() for c in chosen.values()])
+    importance = torch.cat([c.importance.cpu().double() for c in chosen.values()])
     cost = torch.cat([torch.full((c.importance.numel(),), float(c.unit_cost)).double() for c in chosen.values()])
     names = [name for name, c in chosen.items() for _ in range(c.importance.numel())]
     units = torch.cat([torch.arange(c.importance.numel()) for c in chosen.values()])

@@ -1,0 +1,77 @@
+"""Cut another budget from kept statistics: no calibration data, no statistics pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.outcome import PruneResult, stored_bytes
+from faster_pruner.api.prune import finished
+from faster_pruner.api.rows import describe, evaluation_splits, objective_for
+from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.costs.budget import Budget, as_budget
+from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.host.folders import Output, as_output
+from faster_pruner.method.kept import load_statistics, read_about
+from faster_pruner.report.card import read_licence
+
+
+def cut_again(
+    statistics: str | Path,
+    *,
+    macs: float | Budget,
+    output: str | Path | Output | None = None,
+    data: str | Data | None = None,
+    model: str | Path | None = None,
+    memory_limit: int | None = None,
+    run: Run | None = None,
+) -> PruneResult:
+    """Cut another budget from kept statistics.
+
+    Args:
+        statistics: folder that `prune` kept (`Output.statistics`).
+        macs: as in `prune`.
+        output: as in `prune`.
+        data: evaluate on these; None evaluates nothing.
+        model: the dense checkpoint; by default where it was then.
+        memory_limit: as in `CalibrationOptions`.
+        run: as in `prune`.
+
+    Raises:
+        InputError: see its subclasses in `errors`.
+        VerificationError: the saved checkpoint did not reproduce the model in memory.
+    """
+    run, folder = run or Run(), Path(statistics)
+    budget, target = as_budget(macs), as_output(output)
+    given = None if data is None else as_data(data)
+    task = None if given is None else describe(given)
+    source = None if given is None or task is None else given.source(task)
+    about = read_about(folder)
+    name = about.model if model is None else str(model)
+    target.check()
+    device = run.on()
+    clock = run.clock(device)
+    with clock.stage("load"):
+        opened = open_checkpoint(name, device=device)
+        subject = subject_of(opened, objective_for(opened, task))
+        kept = load_statistics(folder, subject, memory_limit=memory_limit)
+        splits = (
+            {} if source is None or task is None else evaluation_splits(source, task, opened, kept.options.max_length)
+        )
+        licence = read_licence(name)
+    target.check(bytes_needed=stored_bytes(opened.model, opened.dtype))
+    job = Job(
+        name=name,
+        task=about.task if task is None else task.name or about.task,
+        calibrated=kept.calibrated,
+        budget=with_measured_multiple(budget, subject, clock),
+        method=kept.method,
+        options=kept.options,
+        calibration_hash=about.calibration_hash,
+        timed_on=usual_inputs(opened),
+        tokenizer=opened.tokenizer,
+        splits=splits,
+        licence=licence,
+    )
+    return finished(job, target, clock)

@@ -1,0 +1,113 @@
+"""Prune a model in memory, on batches of your own: for people who have a training loop already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from faster_pruner.api.job import Job, with_measured_multiple
+from faster_pruner.api.outcome import Outcome, cut_and_measure, save
+from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.costs.budget import Budget, as_budget
+from faster_pruner.data.batches import adopt, digest
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.host.folders import Output
+from faster_pruner.method.algorithm import calibrate
+from faster_pruner.method.calibrated import Subject
+from faster_pruner.model.passes import device_of
+from faster_pruner.objectives.objective import Objective
+from faster_pruner.objectives.registry import objective_of
+from faster_pruner.options import CalibrationOptions, Method, preset
+from faster_pruner.results import PruneReport
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """What `prune_model` gives back.
+
+    Attributes:
+        model: the pruned model, of the class, dtype and device of the one that was given.
+        report: everything that was measured.
+    """
+
+    model: Any
+    report: PruneReport
+    _job: Job
+    _outcome: Outcome
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> PruneReport:
+        """Write a checkpoint, reopen it and compare it with the model as it came out of `prune_model`, bit for bit.
+
+        Args:
+            folder: that takes the checkpoint and `result.json`.
+            overwrite: replace a checkpoint that is already there.
+
+        Returns:
+            The report with what was verified.
+
+        Raises:
+            OutputError: the folder is in the way or cannot be written.
+            VerificationError: the saved checkpoint did not reproduce the model.
+        """
+        output = Output(folder=folder, overwrite=overwrite)
+        output.check(bytes_needed=self.report.pruned.bytes)
+        return save(self._job, self._outcome, output, Run().clock())
+
+
+def prune_model(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    macs: float | Budget = 0.5,
+    objective: Objective | None = None,
+    method: Method | str = "default",
+    calibration: CalibrationOptions | None = None,
+    run: Run | None = None,
+) -> PrunedModel:
+    """Prune a transformers model that is in memory; nothing is read, written or evaluated.
+
+    Args:
+        model: of a supported class, dense or pruned before, on any device and in any dtype. It is left as it was.
+        batches: the calibration set, anything that gives dictionaries of tensors (a DataLoader, a list): what the model
+            is called with, and `labels` if the method uses them.
+        macs: share of the MACs of the sublayers to keep, or a `Budget`.
+        objective: what the model is for; by default what its class and config say.
+        method: a preset by name, or a `Method`.
+        calibration: seed, precision and memory; rows, lengths and packing are those of the batches.
+        run: a listener; the device is the model's.
+
+    Raises:
+        InputError: see its subclasses in `errors`.
+    """
+    options, device = calibration or CalibrationOptions(), device_of(model)
+    how = preset(method) if isinstance(method, str) else method
+    budget = as_budget(macs)
+    clock = (run or Run()).clock(device)
+    if not hasattr(model, "config"):
+        raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")
+    dtype = next(model.parameters()).dtype
+    dense = model if dtype == torch.float32 else copy.deepcopy(model).float()
+    subject = Subject(dense, sublayers_of(dense), objective or objective_of(dense), dtype)
+    own = adopt(batches, device)
+    budget = with_measured_multiple(budget, subject, clock)
+    job = Job(
+        name=str(getattr(model.config, "name_or_path", "")) or type(model).__name__,
+        task=subject.objective.pipeline_tag or subject.objective.name,
+        calibrated=calibrate(subject, own, how, options, clock=clock),
+        budget=budget,
+        method=how,
+        options=replace(options, rows=sum(batch.rows.numel() for batch in own)),
+        calibration_hash=digest(own),
+        timed_on=[own[0].inputs],
+    )
+    outcome = cut_and_measure(job, clock)
+    pruned: Any = outcome.pruned.model
+    given = pruned if dtype == torch.float32 else copy.deepcopy(pruned).to(dtype)
+    return PrunedModel(given, outcome.report, job, outcome)

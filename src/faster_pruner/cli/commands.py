@@ -1,0 +1,188 @@
+"""One function per command. What a person types is described in `groups`; what is done, in `api`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from faster_pruner.cli.groups import (
+    BudgetOptions,
+    CalibrationGroup,
+    DataOptions,
+    MaxLength,
+    MemoryLimit,
+    MethodOptions,
+    Model,
+    OutputFolder,
+    Overwrite,
+    RunOptions,
+    in_bytes,
+    numbers,
+    run_on,
+)
+from faster_pruner.host.folders import Output
+from faster_pruner.runtimes import FORMATS, RUNTIMES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from faster_pruner.api.outcome import PruneResult
+
+_NARROWEST = 120
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables when it is not a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _NARROWEST))
+
+
+def _show(result: PruneResult, output: Path) -> None:
+    """The summary, and how to open what was saved."""
+    from faster_pruner.report import print_summary
+
+    console = _console()
+    print_summary(result.report, console)
+    console.print(
+        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def prune(
+    model: Model,
+    budget: BudgetOptions,
+    output: OutputFolder,
+    data: DataOptions,
+    method: MethodOptions,
+    calibration: CalibrationGroup,
+    running: RunOptions,
+    keep_statistics: Annotated[
+        Path | None,
+        typer.Option(help="Keep the statistics in this folder, to cut other budgets from later.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prune MODEL to a share of its MACs, recover its accuracy, verify and measure it."""
+    from faster_pruner.api.prune import prune as run_prune
+
+    result = run_prune(
+        model,
+        data.value(),
+        macs=budget.value(),
+        output=Output(folder=output, overwrite=overwrite, statistics=keep_statistics),
+        method=method.value(),
+        calibration=calibration.value(),
+        run=running.value(),
+    )
+    _show(result, output)
+
+
+def cut(
+    statistics: Annotated[Path, typer.Argument(help="Folder that prune --keep-statistics wrote.", show_default=False)],
+    budget: BudgetOptions,
+    output: OutputFolder,
+    data: DataOptions,
+    running: RunOptions,
+    model: Annotated[
+        str | None, typer.Option(help="The dense checkpoint, if it has moved since.", show_default=False)
+    ] = None,
+    memory_limit: MemoryLimit = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
+    from faster_pruner.api.cut import cut_again
+
+    rows = data.value()
+    result = cut_again(
+        statistics,
+        macs=budget.value(),
+        output=Output(folder=output, overwrite=overwrite),
+        data=rows if rows.described else None,
+        model=model,
+        memory_limit=in_bytes(memory_limit),
+        run=running.value(),
+    )
+    _show(result, output)
+
+
+def evaluate(model: Model, data: DataOptions, running: RunOptions, max_length: MaxLength = 128) -> None:
+    """Evaluate a dense or pruned MODEL on a task's validation rows."""
+    from faster_pruner.api.evaluate import evaluate as run_evaluate
+    from faster_pruner.report import print_evaluations
+
+    found = run_evaluate(model, data.value(), max_length=max_length, run=running.value())
+    print_evaluations(found.values(), _console())
+
+
+def export(
+    model: Model,
+    data: DataOptions,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The .onnx file. Default: model.onnx in MODEL.", show_default=False),
+    ] = None,
+    to: Annotated[str, typer.Option("--format", help=f"Format: {', '.join(FORMATS)}.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Write a dynamically quantised int8 file, too.")] = False,
+    max_length: MaxLength = 128,
+) -> None:
+    """Export a dense or pruned MODEL, check it against PyTorch, and show accuracy and latency of each step."""
+    from faster_pruner.api.export import export as run_export
+    from faster_pruner.report import print_steps
+
+    rows = data.value()
+    given = rows if rows.described else None
+    steps = run_export(model, output=output, to=to, int8=int8, data=given, max_length=max_length, run=run_on(None))
+    print_steps(steps, _console())
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Checkpoints; the first is the reference.", show_default=False)],
+    running: RunOptions,
+    runtime: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(RUNTIMES)}.")] = "torch",
+    batch: Annotated[str, typer.Option(help="Comma-separated rows per forward.")] = "1,8,32",
+    seq: Annotated[str, typer.Option(help="Comma-separated tokens per row.")] = "32,128,384",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here.", show_default=False)
+    ] = None,
+) -> None:
+    """Time checkpoints on this machine, in turn, at several shapes and in several runtimes."""
+    from faster_pruner.api.bench import bench as run_bench
+    from faster_pruner.host.devices import environment
+    from faster_pruner.report import print_timings
+
+    run = running.value()
+    timings = run_bench(
+        models,
+        runtimes=runtime.split(","),
+        batches=numbers("--batch", batch),
+        sequences=numbers("--seq", seq),
+        run=run,
+    )
+    print_timings(timings, _console())
+    if json_file is not None:
+        found = {"environment": environment(run.on()), "timings": [asdict(timing) for timing in timings]}
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")] = Path(
+        "faster-pruner-demo"
+    ),
+    macs: Annotated[float, typer.Option("--macs", help="Share of the encoder's MACs to keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the data split and the calibration sample.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prune a real encoder on a real task, without downloading anything."""
+    from faster_pruner.api.demo import demo as run_demo
+
+    result = run_demo(Output(folder=output, overwrite=overwrite), macs=macs, seed=seed, run=run_on(None))
+    _show(result, output)

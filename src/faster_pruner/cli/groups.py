@@ -1,0 +1,232 @@
+"""Options that several commands share, written once: a group is a dataclass whose fields are options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+
+import typer
+
+from faster_pruner.data.glue import GLUE
+from faster_pruner.errors import OptionError
+from faster_pruner.options import ALLOCATIONS, PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS, AllocationName
+
+if TYPE_CHECKING:
+    from faster_pruner.api.run import Run
+    from faster_pruner.costs.budget import Budget
+    from faster_pruner.data.tasks import Data
+    from faster_pruner.options import CalibrationOptions, Method
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are groups are replaced by the options in them."""
+    hints = get_type_hints(command, include_extras=True)
+    own = inspect.signature(command).parameters
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for name, parameter in own.items():
+        if is_dataclass(hints[name]):
+            options = _options(cast(type, hints[name]))
+            groups[name] = (cast(type, hints[name]), [option.name for option in options])
+            parameters += options
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def wrapped(**given: Any) -> None:
+        values = {
+            name: group(**{option: given.pop(option) for option in options})
+            for name, (group, options) in groups.items()
+        }
+        command(**values, **given)
+
+    # not functools.wraps: whoever follows __wrapped__ would find the groups again
+    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
+    wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    """The options of a group as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+
+    def default(each: Field[Any]) -> Any:
+        return inspect.Parameter.empty if each.default is MISSING else each.default
+
+    return [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default(each), annotation=hints[each.name])
+        for each in fields(group)
+    ]
+
+
+Model = Annotated[str, typer.Argument(help="Fine-tuned checkpoint: a local folder or a hub id.", show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What rows a command works on."""
+
+    task: Annotated[
+        str | None, typer.Option("--task", help=f"GLUE task: {', '.join(GLUE)}. Other data: give columns.")
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Folder with train and validation as jsonl, csv or parquet (.gz too). Default: the hub."
+        ),
+    ] = None
+    text_column: Annotated[str | None, typer.Option("--text-column", help="Column of the first or only text.")] = None
+    text_pair_column: Annotated[str | None, typer.Option("--text-pair-column", help="Column of the second text.")] = (
+        None
+    )
+    label_column: Annotated[str | None, typer.Option("--label-column", help="Column of the label.")] = None
+
+    def value(self) -> Data:
+        """What the options say."""
+        from faster_pruner.data.tasks import Columns, Data
+
+        columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)
+        return Data(task=self.task, folder=self.data, columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """What may be left."""
+
+    macs: Annotated[
+        float, typer.Option("--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False)
+    ]
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
+            "plain transformers opens the result)."
+        ),
+    ] = "free"
+    round_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
+            show_default=False,
+        ),
+    ] = None
+
+    def value(self) -> Budget:
+        """The budget. Raises BudgetError, OptionError."""
+        from faster_pruner.costs.budget import Budget
+
+        return Budget(macs=self.macs, allocation=cast(AllocationName, self.allocation), round_to=self._multiple())
+
+    def _multiple(self) -> int | Literal["auto"] | None:
+        text = self.round_to
+        if text is None or text == "auto":
+            return text
+        if not text.isdecimal():
+            raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
+        return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """A preset, and what is replaced in it."""
+
+    preset_name: Annotated[str, typer.Option("--preset", help=f"Method: {', '.join(PRESETS)}.")] = "default"
+    selection: Annotated[str | None, typer.Option(help=f"Replace the preset's selection: {', '.join(SELECTIONS)}.")] = (
+        None
+    )
+    recovery: Annotated[str | None, typer.Option(help=f"Replace the preset's recovery: {', '.join(RECOVERIES)}.")] = (
+        None
+    )
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Use the labels of the calibration rows, or none at all."),
+    ] = None
+    solver: Annotated[str | None, typer.Option(help=f"Replace the recovery's solver: {', '.join(SOLVERS)}.")] = None
+    ridge: Annotated[float | None, typer.Option(help="Replace the recovery's relative ridge.")] = None
+
+    def value(self) -> Method:
+        """The method. Raises OptionError."""
+        from faster_pruner.options import Switches, customise, preset
+
+        switches = Switches(
+            selection=self.selection, recovery=self.recovery, labels=self.labels, solver=self.solver, ridge=self.ridge
+        )
+        return customise(preset(self.preset_name), switches)
+
+
+MaxLength = Annotated[int, typer.Option("--max-length", help="Truncate texts to this many tokens.")]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="Most GiB of hidden states kept in memory; the rest goes to temporary files. "
+        "Default: half of what is free.",
+        show_default=False,
+    ),
+]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the pruned checkpoint.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in --output.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationGroup:
+    """The calibration set and its passes."""
+
+    calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.")] = 2048
+    seed: Annotated[int, typer.Option(help="Seed of the calibration sample.")] = 0
+    max_length: MaxLength = 128
+    precision: Annotated[
+        str,
+        typer.Option(help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it."),
+    ] = "auto"
+    memory_limit: MemoryLimit = None
+
+    def value(self) -> CalibrationOptions:
+        """The options. Raises OptionError."""
+        from faster_pruner.options import CalibrationOptions, PrecisionName
+
+        return CalibrationOptions(
+            rows=self.calibration_rows,
+            seed=self.seed,
+            max_length=self.max_length,
+            precision=cast(PrecisionName, self.precision),
+            memory_limit=in_bytes(self.memory_limit),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a command runs."""
+
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... Default: cuda when there is one.")] = (
+        None
+    )
+
+    def value(self) -> Run:
+        """Device and progress."""
+        return run_on(self.device)
+
+
+def run_on(device: str | None) -> Run:
+    """A run that shows its progress."""
+    from faster_pruner.api.run import Run
+    from faster_pruner.report import make_progress
+
+    return Run(device=device, progress=make_progress())
+
+
+def in_bytes(gib: float | None) -> int | None:
+    """GiB as bytes."""
+    return None if gib is None else int(gib * 2**30)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """The value of an option that is a list of numbers. Raises OptionError."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise OptionError(f"{option} is {text!r}; it must be numbers with commas between them, like 1,8,32")
+    return [int(part) for part in parts]

@@ -1,0 +1,197 @@
+"""Budgets: one or several limits on costs, and which sizes sublayers may have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from faster_pruner.costs.cost import Bytes, Cost, Macs, Parameters, total
+from faster_pruner.errors import BudgetError
+from faster_pruner.model.spec import Sublayer
+from faster_pruner.options import ALLOCATIONS, AllocationName, at_least, one_of
+from faster_pruner.results import LimitResult
+
+CostName = Literal["macs", "parameters", "bytes"]
+COSTS: tuple[CostName, ...] = ("macs", "parameters", "bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most that a pruned model may cost.
+
+    Attributes:
+        cost: by name, or any other `Cost`.
+        share: of what the dense model costs, inside (0, 1); None when an amount is given.
+        amount: in the unit of the cost; None when a share is given.
+    """
+
+    cost: CostName | Cost
+    share: float | None = None
+    amount: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cost, str):
+            one_of("cost", self.cost, COSTS)
+        if (self.share is None) == (self.amount is None):
+            raise BudgetError(f"a limit on {self.name} is a share of the dense model or an amount: give one of the two")
+        if self.share is not None and not 0.0 < self.share < 1.0:
+            raise BudgetError(
+                f"the share of the {self._words} to keep is {self.share:g}; it must be between 0 and 1, "
+                "for instance 0.5 for half"
+            )
+        if self.amount is not None and not 0.0 < self.amount < math.inf:
+            raise BudgetError(f"the limit on {self._words} is {self.amount:g}; it must be above 0")
+
+    @property
+    def name(self) -> str:
+        """Name of the cost."""
+        return self.cost if isinstance(self.cost, str) else self.cost.name
+
+    @property
+    def _words(self) -> str:
+        """What is limited, in words."""
+        return "encoder's MACs" if self.name == "macs" else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the pruned model may cost, and which sizes its sublayers may have.
+
+    Attributes:
+        macs: share of the encoder's MACs to keep, inside (0, 1); None when `limits` says it all.
+        limits: further limits; all are met together.
+        allocation: `free` lets every sublayer have its own size; `bucketed` takes sizes from a small set (quarters of
+            the heads, eighths of the neurons); `uniform` gives all layers the same size; `stock` does so, too, and
+            removes only what the stock config can express.
+        round_to: numbers of neurons are a multiple of this, or all of them; "auto" measures which multiple the device
+            likes; None leaves it to the method.
+    """
+
+    macs: float | None = None
+    limits: tuple[Limit, ...] = ()
+    allocation: AllocationName = "free"
+    round_to: int | Literal["auto"] | None = None
+
+    def __post_init__(self) -> None:
+        one_of("allocation", self.allocation, ALLOCATIONS)
+        if isinstance(self.round_to, str):
+            one_of("round_to", self.round_to, ("auto", "a number"))
+        else:
+            at_least("round_to", self.round_to, 1)
+        if not self.all_limits:
+            raise BudgetError("say what the pruned model may cost, for instance half of the MACs")
+
+    @property
+    def all_limits(self) -> tuple[Limit, ...]:
+        """Every limit."""
+        own = () if self.macs is None else (Limit(cost="macs", share=self.macs),)
+        return own + self.limits
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        limits = [{"cost": limit.name, "share": limit.share, "amount": limit.amount} for limit in self.all_limits]
+        return {"macs": self.macs, "limits": limits, "allocation": self.allocation, "round_to": self.round_to}
+
+
+def as_budget(given: float | Budget) -> Budget:
+    """A share of the encoder's MACs as a budget; a budget as it is. Raises BudgetError."""
+    return given if isinstance(given, Budget) else Budget(macs=given)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One limit for one model.
+
+    Attributes:
+        cost: what is limited.
+        whole: what the sublayers of the dense model cost.
+        most: what those of the pruned one may cost.
+    """
+
+    cost: Cost
+    whole: float
+    most: float
+
+    @property
+    def share(self) -> float:
+        """How much is left of the sublayers."""
+        return self.most / self.whole
+
+    def power(self, exponent: float) -> float:
+        """The limit of a step on the way to it."""
+        return self.most if exponent == 1.0 else self.share**exponent * self.whole
+
+
+def bounds_of(
+    budget: Budget, model: nn.Module, sublayers: Sequence[Sublayer], lengths: Mapping[str, float], *, bytes_each: int
+) -> list[Bound]:
+    """The limits of a budget for one dense model; limits that it meets as it is bind nothing and are left out.
+
+    Args:
+        budget: what is asked for.
+        model: the dense model.
+        sublayers: all of them that take part.
+        lengths: tokens per row, by stack.
+        bytes_each: bytes of a parameter in the weights file.
+
+    Raises:
+        BudgetError: a limit that the model cannot meet without any sublayer, or none that it does not meet as it is.
+    """
+    found: list[Bound] = []
+    for limit in budget.all_limits:
+        cost = _make(limit.cost, lengths, bytes_each)
+        whole, fixed = total(cost, sublayers), cost.fixed(model, sublayers)
+        most = (limit.share * (whole + fixed) if limit.share is not None else limit.amount or 0.0) - fixed
+        if most <= 0:
+            raise BudgetError(
+                f"{limit.name}: {most + fixed:.4g} are asked for, but what cannot be pruned takes {fixed:.4g} already"
+            )
+        if most < whole:
+            found.append(Bound(cost, whole, most))
+    if not found:
+        raise BudgetError("the model meets this budget as it is: there is nothing to prune")
+    return found
+
+
+def spendings(
+    budget: Budget,
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    keeps: Mapping[str, int],
+    lengths: Mapping[str, float],
+    *,
+    bytes_each: int,
+) -> list[LimitResult]:
+    """Every limit of a budget: what the dense model costs, what was asked for, and what is left.
+
+    Args:
+        budget: what was asked for.
+        model: the dense model.
+        sublayers: its sublayers that took part.
+        keeps: units that are left, by name.
+        lengths: tokens per row, by stack.
+        bytes_each: bytes of a parameter in the weights file.
+    """
+    found: list[LimitResult] = []
+    for limit in budget.all_limits:
+        cost = _make(limit.cost, lengths, bytes_each)
+        fixed = cost.fixed(model, sublayers)
+        dense = total(cost, sublayers) + fixed
+        left = sum(float(cost.of(s, torch.tensor([keeps[s.name]]))[0]) for s in sublayers) + fixed
+        asked = limit.share * dense if limit.share is not None else limit.amount or 0.0
+        found.append(LimitResult(cost=limit.name, dense=dense, asked=asked, pruned=left))
+    return found
+
+
+def _make(cost: CostName | Cost, lengths: Mapping[str, float], bytes_each: int) -> Cost:
+    """A cost by name; any other one as it is."""
+    if not isinstance(cost, str):
+        return cost
+    if cost == "macs":
+        return Macs(lengths)
+    return Parameters() if cost == "parameters" else Bytes(bytes_each)

@@ -1,0 +1,117 @@
+"""What sublayers cost at the sizes that they may get. A cost is a value: a function of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.model.spec import Sublayer
+
+
+class Cost(Protocol):
+    """What a budget limits."""
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        ...
+
+    def of(self, sublayer: Sublayer, keeps: Tensor) -> Tensor:
+        """[P] float64: what `sublayer` costs when it keeps `keeps` [P] units; never less for more units."""
+        ...
+
+    def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
+        """What `model` costs beside its sublayers, whatever their sizes."""
+        ...
+
+
+def total(cost: Cost, sublayers: Iterable[Sublayer]) -> float:
+    """What sublayers cost at their present sizes."""
+    return sum(float(cost.of(s, torch.tensor([s.units]))[0]) for s in sublayers)
+
+
+def _features(sublayer: Sublayer, keeps: Tensor) -> list[Tensor]:
+    """[P] per producer: output features that it has when the sublayer keeps `keeps` [P] units."""
+    found: list[Tensor] = []
+    for producer in sublayer.parts.producers:
+        per_unit = sum(block.features for block in producer.blocks if not block.fixed)
+        fixed = sum(block.features for block in producer.blocks if block.fixed)
+        found.append(keeps * per_unit + (keeps > 0) * fixed)
+    return found
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of the sublayers for one row of mean length (Kwon et al. 2022, section 3).
+
+    Counted: the matrix products of every sublayer, i.e. its producers, its output projection, and where tokens are
+    mixed the two products with the attention matrix. Not counted: embeddings, biases, normalisation, activations,
+    softmax, and the head. Twice these numbers is what torch's FlopCounterMode counts for the same modules.
+
+    Attributes:
+        lengths: tokens per row, by stack.
+    """
+
+    lengths: Mapping[str, float]
+    name: str = field(default="macs", init=False)
+
+    def of(self, sublayer: Sublayer, keeps: Tensor) -> Tensor:
+        """[P] float64."""
+        keeps, length = keeps.double(), self.lengths[sublayer.stack.name]
+        columns = keeps * sublayer.unit_size
+        features = _features(sublayer, keeps)
+        inputs = [producer.inputs for producer in sublayer.parts.producers]
+        products = sum((f * n for f, n in zip(features, inputs, strict=True)), columns * sublayer.width)
+        # every query and every column of the values meets every token
+        mixing = columns * 2 * length if sublayer.spec.mixes_tokens else 0.0
+        return length * (products + mixing)
+
+    def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
+        """Nothing else is counted."""
+        del model, sublayers
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters: of a sublayer those of its producers and the columns of its projection."""
+
+    name: str = field(default="parameters", init=False)
+
+    def of(self, sublayer: Sublayer, keeps: Tensor) -> Tensor:
+        """[P] float64."""
+        keeps = keeps.double()
+        parts = sublayer.parts
+        weights = [
+            features * (producer.inputs + producer.bias)
+            for features, producer in zip(_features(sublayer, keeps), parts.producers, strict=True)
+        ]
+        return sum(weights, keeps * parts.unit_size * parts.width)
+
+    def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
+        """All other parameters."""
+        return sum(parameter.numel() for parameter in model.parameters()) - total(self, sublayers)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Size of the weights file.
+
+    Attributes:
+        per_parameter: bytes of one parameter there.
+    """
+
+    per_parameter: int
+    name: str = field(default="bytes", init=False)
+
+    def of(self, sublayer: Sublayer, keeps: Tensor) -> Tensor:
+        """[P] float64."""
+        return self.per_parameter * Parameters().of(sublayer, keeps)
+
+    def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
+        """All other parameters."""
+        return self.per_parameter * Parameters().fixed(model, sublayers)

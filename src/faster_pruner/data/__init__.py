@@ -1,0 +1,1 @@
+"""Rows: where they come from, what their columns mean, and how they are packed."""

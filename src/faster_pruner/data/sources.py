@@ -1,0 +1,138 @@
+"""Rows from local files or the hub, read by the datasets library.
+
+A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either
+directly inside it or inside ``<folder>/<task>/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faster_pruner.errors import DataError
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a task's rows come from.
+
+    Attributes:
+        folder: a local folder, or None.
+        subfolder: looked into first, below `folder`.
+        hub: data set id on the hub, used when there is no folder.
+        hub_config: its configuration.
+    """
+
+    folder: Path | None = None
+    subfolder: str = ""
+    hub: str = ""
+    hub_config: str | None = None
+
+    @property
+    def description(self) -> str:
+        """Where the rows come from, in words."""
+        if self.folder is not None:
+            return self.folder.name if not self.subfolder else f"{self.folder.name}/{self.subfolder}"
+        return self.hub if self.hub_config is None else f"{self.hub} ({self.hub_config})"
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """No progress bars of the datasets library: ours is enough."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def load_split(source: Source, names: Sequence[str]) -> Rows:
+    """The rows of the first split of `source` that exists under one of `names`.
+
+    Raises:
+        DataError: no such folder, file or split, or a file that cannot be read.
+    """
+    rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
+    if not rows:
+        raise DataError(f"split {names[0]!r} of {source.description} is empty")
+    return rows
+
+
+def _local(source: Source, names: Sequence[str]) -> Rows:
+    """Rows from a local folder."""
+    assert source.folder is not None
+    if not source.folder.is_dir():
+        raise DataError(f"data folder {str(source.folder)!r} does not exist")
+    places = [source.folder / source.subfolder, source.folder] if source.subfolder else [source.folder]
+    for name in names:
+        for place in places:
+            for suffix in _READERS:
+                for file in (place / f"{name}{suffix}", place / f"{name}{suffix}.gz"):
+                    if file.is_file():
+                        return _read(file, suffix)
+    wanted = f"{names[0]}.jsonl, .csv or .parquet (.gz too)"
+    raise DataError(f"{str(places[0])!r} has no file for the split {names[0]!r}: expected {wanted}")
+
+
+def _read(file: Path, suffix: str) -> Rows:
+    """Rows of one file."""
+    import datasets
+
+    extra: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    try:
+        with _quiet():
+            loaded = datasets.load_dataset(_READERS[suffix], data_files=str(file), split="train", **extra)
+    except Exception as error:  # the library raises many kinds for a damaged file
+        cause = error.__cause__ or error
+        raise DataError(f"{str(file)!r} cannot be read as {_READERS[suffix]}: {_first_line(cause)}") from error
+    return _rows(loaded)
+
+
+def _rows(loaded: Any) -> Rows:
+    """Plain dictionaries of a data set."""
+    return list(loaded)
+
+
+def _from_hub(source: Source, names: Sequence[str]) -> Rows:
+    """Rows from the hub."""
+    import datasets
+
+    for name in names:
+        try:
+            with _quiet():
+                loaded = datasets.load_dataset(source.hub, source.hub_config, split=name)
+            return _rows(loaded)
+        except ValueError as error:
+            if "split" not in str(error).lower():
+                raise DataError(f"data set {source.description} cannot be read: {_first_line(error)}") from error
+        except Exception as error:  # connection errors come in many kinds
+            raise DataError(
+                f"data set {source.description} cannot be loaded from the hub ({_first_line(error)}); "
+                "give a local folder of rows",
+                option="data",
+            ) from error
+    raise DataError(f"data set {source.description} has no split {names[0]!r}")
+
+
+def _first_line(error: BaseException) -> str:
+    """First line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def sample(rows: Rows, count: int, seed: int) -> Rows:
+    """`count` rows drawn without replacement, seeded; all of them, shuffled, when there are no more than `count`."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[i] for i in order[:count]]

@@ -1,0 +1,118 @@
+"""What a task is, and how one is found by name or by columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from faster_pruner.data.sources import Source
+from faster_pruner.errors import DataError, OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Which columns hold what, which metrics judge, and where the rows are on the hub.
+
+    Attributes:
+        name: how it is asked for; empty for one that is described by its columns alone.
+        text_column: first or only text.
+        pair_column: second text, or None.
+        label_column: class index, class name, target, or a list of them.
+        metrics: by name, the first one judges; empty for those of the objective.
+        label_names: class names in the order of the data's class indices; empty when indices are all there is.
+        evaluation: split name in reports -> names to look for, first match wins.
+        hub: data set id on the hub.
+        hub_config: its configuration.
+    """
+
+    name: str
+    text_column: str
+    pair_column: str | None = None
+    label_column: str = "label"
+    metrics: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    evaluation: tuple[tuple[str, tuple[str, ...]], ...] = (("validation", ("validation", "dev", "val", "test")),)
+    hub: str = ""
+    hub_config: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns to read in place of the task's own; None leaves them."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What rows a run works on.
+
+    Attributes:
+        task: a task by name; None when the columns say it all.
+        folder: local folder with one file per split; None for the hub.
+        columns: in place of the task's own.
+    """
+
+    task: str | None = None
+    folder: str | Path | None = None
+    columns: Columns = Columns()
+
+    @property
+    def described(self) -> bool:
+        """Whether it says anything, where it may be left out."""
+        return self.task is not None or self.columns.text is not None
+
+    def describe(self, known: Mapping[str, Task], generic: str) -> Task:
+        """A known task by name, its columns replaced where others are given; or a generic one by its columns.
+
+        Args:
+            known: tasks by name.
+            generic: name that stands for a task without one.
+
+        Raises:
+            OptionError: an unknown name, or neither a name nor a text column.
+        """
+        columns = self.columns
+        if self.task is None or self.task == generic:
+            if columns.text is None:
+                raise OptionError(
+                    f"say what the data holds: a task by name ({', '.join(known)}), or the column of the text "
+                    "(and that of the label)",
+                    option="task",
+                )
+            task = Task(name="", text_column=columns.text)
+        elif self.task in known:
+            task = known[self.task]
+        else:
+            raise OptionError(
+                f"task {self.task!r} is not known; known are {', '.join(known)}; other data are described by the "
+                "columns of text and label",
+                option="text_column",
+            )
+        if columns.text is not None:
+            # other columns than the task's own: the task's second text goes with its first
+            task = replace(task, text_column=columns.text, pair_column=None)
+        if columns.text_pair is not None:
+            task = replace(task, pair_column=columns.text_pair)
+        if columns.label is not None:
+            task = replace(task, label_column=columns.label)
+        return task
+
+    def source(self, task: Task) -> Source:
+        """Where the rows of a task come from. Raises DataError when nothing says so."""
+        if self.folder is None and not task.hub:
+            raise DataError("say where the rows are: give a local folder", option="data")
+        return Source(
+            folder=None if self.folder is None else Path(self.folder),
+            subfolder=task.name,
+            hub=task.hub,
+            hub_config=task.hub_config,
+        )
+
+
+def as_data(given: str | Data) -> Data:
+    """A task's name as data from the hub; data as they are."""
+    return given if isinstance(given, Data) else Data(task=given)

@@ -1,0 +1,210 @@
+"""The method, in the order in which it runs: reads like the algorithm box of Kwon et al. 2022.
+
+    what the objective reads -> one statistics pass -> selection under the budget -> physical shrinking -> recovery
+
+`calibrate` does the first two steps, `cut` the others; several budgets can be cut from one calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from faster_pruner.costs.budget import Bound, Budget, bounds_of
+from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.host.spill import Shelf, default_limit
+from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
+from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.recovery import Teacher, recover
+from faster_pruner.method.selecting import Sizes, select, sizes_allowed
+from faster_pruner.method.statistics import Needs, Probe, take_statistics
+from faster_pruner.model.network import Network
+from faster_pruner.model.passes import PassSetting, device_of
+from faster_pruner.model.precision import choose_precision
+from faster_pruner.model.reading import Reading, Rule, find_reading
+from faster_pruner.model.spec import Sublayer
+from faster_pruner.objectives.objective import Cotangents
+from faster_pruner.options import CalibrationOptions, Fisher, Method, Scale, SecondOrder
+from faster_pruner.progress import Silent, StageClock
+from faster_pruner.results import SublayerResult
+
+
+def calibrate(
+    subject: Subject,
+    rows: EncodedRows | Sequence[Batch],
+    method: Method,
+    options: CalibrationOptions,
+    *,
+    clock: StageClock | None = None,
+) -> Calibrated:
+    """Take the statistics that `method` needs.
+
+    Args:
+        subject: the dense model and its objective; left as it was.
+        rows: the calibration set, in the order in which it was drawn, or batches that somebody else made; with labels
+            when the method uses them.
+        method: decides what is gathered.
+        options: seed, packing, precision and memory.
+        clock: told about the stage.
+
+    Raises:
+        UnsupportedModelError: the objective reads no sublayer, or one runs more than once in a forward.
+        OptionError: the method needs labels and there are none.
+    """
+    clock = clock or StageClock(Silent())
+    device = device_of(subject.model)
+    with clock.stage("structure"):
+        batches = _batches(subject, rows, method, options, device)
+        reading = find_reading(subject.model, subject.sublayers, _most_varied(batches), subject.objective.values)
+    by_name = {s.name: s for s in subject.sublayers}
+    unread = (Rule.NONE, Rule.NEVER_RUNS)
+    sublayers = [by_name[name] for name in reading.order if reading.rules[name] not in unread]
+    if not any(s.units for s in sublayers):
+        raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
+    limit = default_limit(device) if options.memory_limit is None else options.memory_limit
+    setting = PassSetting(precision=choose_precision(options.precision, device), shelf=Shelf(limit))
+    data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
+    network = Network(subject.model, sublayers)
+    calibrated = _taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
+    whole = {name: f"its part in the objective: {rule}" for name, rule in reading.rules.items() if rule in unread}
+    return replace(calibrated, whole=whole)
+
+
+def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageClock | None = None) -> Pruned:
+    """Prune to a budget: select, shrink, recover; at strong budgets in several rounds (`Rounds`).
+
+    Args:
+        calibrated: with the statistics that the method needs; left as it was.
+        budget: what may be left.
+        method: how.
+        clock: told about the stages.
+
+    Raises:
+        BudgetError: the budget is below what the method can build.
+        NumericalError: activations are not finite.
+    """
+    clock = clock or StageClock(Silent())
+    dense = calibrated
+    bounds = _bounds(dense, budget)
+    sizes = sizes_allowed(dense.sublayers, budget, method)
+    teacher = _teacher(dense, method, bounds)
+    left = {s.name: torch.arange(s.units) for s in dense.sublayers}
+    student = dense.network.copied()
+    present = dense
+    results: list[SublayerResult] = []
+    for place, exponent in enumerate(method.rounds.exponents(min(bound.share for bound in bounds))):
+        if place > 0:
+            present = _retake(dense, student, method, clock)
+        with clock.stage("selection"):
+            step = [replace(bound, most=bound.power(exponent)) for bound in bounds]
+            selection = select(present, method, step, sizes)
+        left = {name: left[name][selection[name]] for name in left}
+        student = student.shrunk(selection)
+        with clock.stage("recovery", total=len(student.sublayers)):
+            results = recover(
+                student, dense.data, dense.statistics, method=method, teacher=teacher, progress=clock.progress
+            )
+    units = {s.name: s.units for s in dense.sublayers}
+    masks = {name: torch.zeros(n, dtype=torch.bool).index_fill(0, left[name], True) for name, n in units.items()}
+    smaller = {s.name: s for s in student.sublayers}
+    sublayers = [smaller.get(s.name, s) for s in dense.subject.sublayers]
+    return Pruned(student.model, sublayers, [replace(r, units_before=units[r.name]) for r in results], masks)
+
+
+def _taken(
+    subject: Subject, network: Network, data: CalibrationSet, reading: Reading, *, needs: Needs, clock: StageClock
+) -> Calibrated:
+    """A network with the statistics of one pass over the calibration set."""
+    likelihood = subject.objective.likelihood
+    cotangents = Cotangents(likelihood, labelled=needs.labels, rows=data.rows, seed=data.seed)
+    probe = Probe(subject.objective, cotangents, reading)
+    with clock.stage("statistics", total=len(data.batches)):
+        statistics = take_statistics(network, data, probe, needs=needs, progress=clock.progress)
+    return Calibrated(subject, list(network.sublayers), {}, data, reading, statistics)
+
+
+def _retake(dense: Calibrated, student: Network, method: Method, clock: StageClock) -> Calibrated:
+    """Statistics of the half-pruned model: what selection needs; the recovery still aims at the dense model."""
+    needs = replace(Needs.of(method), targets=False, sources=False)
+    data = replace(dense.data, batches=[batch for batch in dense.data.batches if batch.differentiated])
+    subject = replace(dense.subject, model=student.model)
+    reading = replace(dense.reading, model=student.model)
+    return _taken(subject, student, data, reading, needs=needs, clock=clock)
+
+
+def _bounds(calibrated: Calibrated, budget: Budget) -> list[Bound]:
+    """The limits of a budget for a calibrated model."""
+    bytes_each = calibrated.subject.dtype.itemsize
+    return bounds_of(budget, calibrated.model, calibrated.sublayers, calibrated.data.lengths, bytes_each=bytes_each)
+
+
+def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) -> Teacher | None:
+    """Kwon et al.'s teacher, pruned to the square root of the budget, not rearranged; None for the dense model."""
+    recovery, selection = method.recovery, method.selection
+    if not isinstance(recovery, Scale) or recovery.teacher == "dense":
+        return None
+    plain = replace(selection, rearrange=False) if isinstance(selection, Fisher) else selection
+    root = [replace(bound, most=bound.power(0.5)) for bound in bounds]
+    chosen = select(calibrated, replace(method, selection=plain), root, Sizes())
+    masks: dict[str, torch.Tensor] = {}
+    for s in calibrated.sublayers:
+        if recovery.whole_targets and not s.spec.mixes_tokens:
+            masks[s.name] = torch.zeros(s.units).index_fill(0, chosen[s.name], 1.0)
+            chosen[s.name] = torch.arange(s.units)
+    return Teacher(calibrated.network.copied().shrunk(chosen), masks)
+
+
+def _batches(
+    subject: Subject,
+    rows: EncodedRows | Sequence[Batch],
+    method: Method,
+    options: CalibrationOptions,
+    device: torch.device,
+) -> list[Batch]:
+    """The calibration set in batches, those that the backward runs through ahead of the others."""
+    wanted = method.selection.moment_tokens if isinstance(method.selection, SecondOrder) else None
+    tokens = None if wanted is None else wanted * max(s.columns for s in subject.sublayers)
+    if isinstance(rows, EncodedRows):
+        first = None if tokens is None else rows_with(rows, tokens)
+        return pack(rows, tokens_per_batch=options.tokens_per_batch, device=device, differentiated=first)
+    found: list[Batch] = []
+    seen = 0
+    for batch in rows:
+        found.append(replace(batch, differentiated=tokens is None or seen < tokens))
+        seen += _positions(batch)
+    return found
+
+
+def _positions(batch: Batch) -> int:
+    """Real tokens of a batch, as far as its inputs tell: masked in, or rows times the length of the first input."""
+    if batch.mask is not None:
+        return int(batch.mask.sum())
+    first = next(iter(batch.inputs.values()))
+    return batch.rows.numel() * (first.shape[1] if first.ndim == 2 else 1)
+
+
+def _most_varied(batches: Sequence[Batch]) -> Batch:
+    """The batch whose rows differ most in length."""
+
+    def spread(batch: Batch) -> int:
+        if batch.mask is None:
+            return 0
+        lengths = batch.mask.sum(dim=1)
+        return int(lengths.max() - lengths.min())
+
+    return max(batches, key=spread)
+
+
+def _lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: Reading) -> Mapping[str, float]:
+    """Mean real tokens per row, by stack."""
+    rows = sum(batch.rows.numel() for batch in batches)
+    found: dict[str, float] = {}
+    for stack in {s.stack.name: s.stack for s in sublayers}.values():
+        if stack.name in reading.tokens:
+            found[stack.name] = float(reading.tokens[stack.name])
+        else:
+            found[stack.name] = sum(int(batch.inputs[stack.mask].bool().sum()) for batch in batches) / rows
+    return found

@@ -1,0 +1,267 @@
+"""Statistics of a calibration on disk: other budgets can be cut from them later, without the data.
+
+A folder of safetensors files, one per sublayer and one for the batches, and `statistics.json`, which holds their
+SHA-256. File names come from the family and the model's depth, never from the JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from faster_pruner.data.batches import Batch
+from faster_pruner.errors import DataError, InputError
+from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
+from faster_pruner.linalg import SecondMoment
+from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.statistics import Statistics, SublayerStatistics
+from faster_pruner.model.passes import PassSetting, device_of
+from faster_pruner.model.precision import choose_precision
+from faster_pruner.model.reading import Reading, Rule
+from faster_pruner.options import CalibrationOptions, Method
+
+FORMAT = 3
+_INDEX = "statistics.json"
+_BATCHES = "batches.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a later run wants to know beside the statistics.
+
+    Attributes:
+        model: where the dense checkpoint was.
+        task: what it was calibrated for.
+        calibration_hash: of the rows.
+    """
+
+    model: str
+    task: str
+    calibration_hash: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was read back.
+
+    Attributes:
+        calibrated: as it was when it was kept.
+        method: that the statistics were taken for.
+        options: of the calibration.
+    """
+
+    calibrated: Calibrated
+    method: Method
+    options: CalibrationOptions
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_statistics(
+    folder: Path, calibrated: Calibrated, method: Method, options: CalibrationOptions, about: About
+) -> None:
+    """Write everything that a cut needs into an empty, existing folder.
+
+    Args:
+        folder: that takes the files.
+        calibrated: what to keep.
+        method: that the statistics were taken for.
+        options: of the calibration.
+        about: the rest.
+    """
+    data, reading = calibrated.data, calibrated.reading
+    _write(folder / _BATCHES, _batches_as_tensors(data.batches))
+    for sublayer in calibrated.sublayers:
+        tensors = _as_tensors(calibrated.statistics[sublayer.name])
+        _write(folder / f"{sublayer.name}.safetensors", tensors)
+    index = {
+        "format": FORMAT,
+        "weights": weights_digest(calibrated.model),
+        "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
+        "batches": len(data.batches),
+        "differentiated": sum(batch.differentiated for batch in data.batches),
+        "lengths": dict(data.lengths),
+        "seed": data.seed,
+        "precision": data.setting.precision,
+        "rows": calibrated.statistics.rows,
+        "rules": {name: rule.name for name, rule in reading.rules.items()},
+        "order": [s.name for s in calibrated.sublayers],
+        "ran": reading.order,
+        "tokens": reading.tokens,
+        "whole": calibrated.whole,
+        "method": method.to_dict(),
+        "calibration": {**asdict(options), "memory_limit": None},
+        "about": asdict(about),
+    }
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_about(folder: Path) -> About:
+    """What `statistics.json` says beside the statistics. Raises DataError."""
+    raw = _read_index(folder).get("about")
+    try:
+        return About(**raw) if isinstance(raw, dict) else About(model="", task="", calibration_hash="")
+    except TypeError as error:
+        raise _damaged(folder, error) from error
+
+
+def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None = None) -> Kept:
+    """Read what `save_statistics` wrote.
+
+    Args:
+        folder: where it lies.
+        subject: the dense model that the statistics were taken of, and its objective.
+        memory_limit: as in `CalibrationOptions`.
+
+    Raises:
+        DataError: the folder is damaged, of another format, or belongs to other weights.
+    """
+    index = _read_index(folder)
+    if index.get("weights") != weights_digest(subject.model):
+        raise DataError(f"the statistics in {str(folder)!r} were taken of other weights than the model's")
+    device = device_of(subject.model)
+    shelf = Shelf(default_limit(device) if memory_limit is None else memory_limit)
+    by_name = {s.name: s for s in subject.sublayers}
+    try:
+        method = Method.from_dict(index["method"])
+        options = CalibrationOptions(**{**index["calibration"], "precision": index["precision"]})
+        reading = _reading(index, subject)
+        sublayers = [by_name[name] for name in index["order"]]
+        stored = load_file(_checked(folder, _BATCHES, index), device=str(device))
+        count, differentiated = int(index["batches"]), int(index["differentiated"])
+        batches = [replace(_batch(stored, i), differentiated=i < differentiated) for i in range(count)]
+        found: dict[str, SublayerStatistics] = {}
+        for s in sublayers:
+            file = _checked(folder, f"{s.name}.safetensors", index)
+            found[s.name] = _from_tensors(load_file(file, device=str(device)), count, shelf)
+        setting = PassSetting(precision=choose_precision(options.precision, device), shelf=shelf)
+        lengths = {str(stack): float(length) for stack, length in index["lengths"].items()}
+        data = CalibrationSet(batches, lengths, int(index["seed"]), setting)
+        whole = {str(name): str(why) for name, why in index["whole"].items()}
+        statistics = Statistics(sublayers=found, rows=int(index["rows"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError, InputError) as error:
+        raise _damaged(folder, error) from error
+    return Kept(Calibrated(subject, sublayers, whole, data, reading, statistics), method, options)
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"the statistics in {str(folder)!r} are damaged: {reason}")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """`statistics.json`. Raises DataError."""
+    try:
+        index = json.loads((folder / _INDEX).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{str(folder)!r} has no readable {_INDEX}; prune once and keep the statistics", option="keep_statistics"
+        ) from error
+    form = index.get("format") if isinstance(index, dict) else None
+    if form != FORMAT:
+        age = "an earlier" if isinstance(form, int) and form < FORMAT else "another"
+        raise DataError(
+            f"{str(folder)!r}: the statistics are of format {str(form)[:40]}, which {age} faster-pruner wrote; this "
+            f"one reads format {FORMAT}: take them again, or use that version"
+        )
+    return index
+
+
+def _checked(folder: Path, name: str, index: dict[str, Any]) -> Path:
+    """A file of the folder whose content is what was written. Raises ValueError, KeyError, OSError."""
+    file = folder / name
+    if index["files"][name] != _digest(file):
+        raise ValueError(f"{name} is not the file that was written")
+    return file
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _reading(index: dict[str, Any], subject: Subject) -> Reading:
+    """What the objective reads."""
+    rules = {str(name): Rule[rule] for name, rule in index["rules"].items()}
+    tokens = {str(stack): int(count) for stack, count in index["tokens"].items()}
+    order = [str(name) for name in index["ran"]]
+    return Reading(rules, order, tokens, subject.model, subject.objective.values)
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file; tensors may share memory."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
+
+
+def _batches_as_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches):
+        found |= {f"{i}/inputs/{key}": value for key, value in batch.inputs.items()}
+        found[f"{i}/rows"] = batch.rows
+        if batch.labels is not None:
+            found[f"{i}/labels"] = batch.labels
+    return found
+
+
+def _batch(stored: dict[str, Tensor], i: int) -> Batch:
+    """The i-th batch."""
+    prefix = f"{i}/inputs/"
+    inputs = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+    return Batch(inputs=inputs, rows=stored[f"{i}/rows"], labels=stored.get(f"{i}/labels"))
+
+
+def _as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:
+    """Statistics of one sublayer by name."""
+    found = {"rows": torch.tensor(own.rows)}
+    for name, several in (("read", own.read), ("targets", own.targets), ("sources", own.sources)):
+        found |= {f"{name}/{i}": tensor for i, tensor in enumerate(several)}
+    for name, moment in (("x", own.x), ("y_gradient", own.y_gradient)):
+        if moment is not None:
+            found |= {f"{name}/gram": moment.about_centre, f"{name}/total": moment.total_about_centre}
+            found |= {f"{name}/centre": moment.centre, f"{name}/count": torch.tensor(moment.count)}
+    if own.mask_gradients is not None:
+        found["mask_gradients"] = own.mask_gradients
+    return found
+
+
+def _from_tensors(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> SublayerStatistics:
+    """Statistics of one sublayer."""
+    lists = {"targets": HiddenStates(shelf), "sources": HiddenStates(shelf)}
+    for name, kept in lists.items():
+        for i in range(batches):
+            if f"{name}/{i}" in stored:
+                kept.append(stored[f"{name}/{i}"].clone())
+    return SublayerStatistics(
+        mask_gradients=stored.get("mask_gradients"),
+        x=_moment(stored, "x"),
+        y_gradient=_moment(stored, "y_gradient"),
+        rows=int(stored["rows"]),
+        read=[stored[f"read/{i}"] for i in range(batches)],
+        **lists,
+    )
+
+
+def _moment(stored: dict[str, Tensor], name: str) -> SecondMoment | None:
+    """A second moment, None when it was not kept."""
+    if f"{name}/gram" not in stored:
+        return None
+    gram, total, centre = (stored[f"{name}/{part}"] for part in ("gram", "total", "centre"))
+    return SecondMoment.of(gram, total, centre, int(stored[f"{name}/count"]))

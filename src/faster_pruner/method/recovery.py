@@ -1,0 +1,298 @@
+"""Recovery: layer by layer, from the first sublayer to the last, the pruned model is fitted to the dense one.
+
+The pruned model's forward is suspended at each output projection in turn (`model.lockstep`). There the inputs X that
+the pruned model really produces, what its branch is added to (its base) and the target give a least-squares problem for
+this one projection; its solution is written into the model, and the forward goes on. Every module of the pruned model
+runs once per batch.
+
+Before that, if the method asks for it, the producers of the sublayer are re-aimed at the inputs that they had in the
+dense model (`linalg.alignment`).
+
+* `Scale`: one scale per unit, folded into the projection's columns (Kwon et al. 2022, section 4.3).
+* `Weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - base, the bias free of ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faster_pruner.data.batches import Batch
+from faster_pruner.linalg import (
+    RegressionMoments,
+    fit_alignment,
+    mask_normal_equations,
+    solve,
+    solve_or_fall_back,
+)
+from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.statistics import Statistics, SublayerStatistics, source_tokens, tokens_of
+from faster_pruner.model.lockstep import Lockstep, lockstep
+from faster_pruner.model.network import Network
+from faster_pruner.model.reading import real_tokens
+from faster_pruner.model.spec import Sublayer, bias_of, matrix_of, set_matrix
+from faster_pruner.options import Method, Scale, Weights
+from faster_pruner.progress import Progress, Silent
+from faster_pruner.results import SublayerResult
+
+# Relative errors computed from float32 moments are not known better than this (the square root of their rounding).
+_ERROR_FLOOR = 1e-3
+
+
+class Targets(Protocol):
+    """Where the recovery aims: per sublayer, one [T, d] per batch, for the tokens chosen by `tokens`."""
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Targets of one sublayer, batch by batch; to be asked for in the order in which the model runs."""
+        ...
+
+    def skip(self, sublayer: Sublayer) -> None:
+        """Go past one sublayer."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """Targets kept from the statistics pass."""
+
+    statistics: Statistics
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The stored targets; they were stored for exactly the tokens that the objective reads."""
+        del tokens
+        return iter(self.statistics[sublayer.name].targets)
+
+    def skip(self, sublayer: Sublayer) -> None:
+        """Nothing to do: every sublayer has its own list."""
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Targets computed by a teacher that runs in lockstep with the pruned model."""
+
+    teacher: nn.Module
+    run: Lockstep
+
+    def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The teacher's branch plus what it is added to."""
+        weight, bias = sublayer.weight(self.teacher), bias_of(sublayer.projection(self.teacher))
+        for arrival in self.run.arrivals(sublayer):
+            chosen = tokens[arrival.batch]
+            y = functional.linear(tokens_of(arrival.x, chosen).float(), weight, bias)
+            yield y if arrival.base is None else y + tokens_of(arrival.base, chosen)
+
+    def skip(self, sublayer: Sublayer) -> None:
+        """Let the teacher run past it too."""
+        self.run.skip(sublayer)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model to aim at instead of the dense one.
+
+    Attributes:
+        network: at its own sizes.
+        masks: by name of sublayer [U], 0 for units that have a part in the target but not in the teacher's own forward
+            (`Scale.whole_targets`).
+    """
+
+    network: Network
+    masks: Mapping[str, Tensor]
+
+
+def recover(
+    network: Network,
+    data: CalibrationSet,
+    statistics: Statistics,
+    *,
+    method: Method,
+    teacher: Teacher | None = None,
+    progress: Progress | None = None,
+) -> list[SublayerResult]:
+    """Fit the output projections of a pruned network, in place.
+
+    Args:
+        network: the pruned model and its sublayers, also those without a unit left.
+        data: the calibration set, in the packing that `statistics` was taken with.
+        statistics: of the dense model: tokens read, and the targets when there is no teacher.
+        method: recovery, solver and the reference's special cases.
+        teacher: whose branches to aim at; None for the stored targets of the dense model.
+        progress: told after each sublayer.
+    """
+    model, sublayers, batches, setting = network.model, network.sublayers, data.batches, data.setting
+    if method.recovery is None:
+        return [_untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
+    listener = progress or Silent()
+    results: list[SublayerResult] = []
+    align = method.align
+    skips_first = isinstance(method.recovery, Scale) and method.recovery.skip_first
+    with ExitStack() as stack:
+        run = stack.enter_context(lockstep(model, sublayers, batches, producers=align is not None, setting=setting))
+        targets: Targets = StoredTargets(statistics)
+        if teacher is not None:
+            own = teacher.network
+            second = lockstep(own.model, own.sublayers, batches, masks=teacher.masks, setting=setting)
+            targets = TeacherTargets(own.model, stack.enter_context(second))
+        for place, sublayer in enumerate(sublayers):
+            if any(result.status == "stopped" for result in results):
+                results.append(_untouched(sublayer, "not reached", ""))
+                continue
+            drift = _Drift(None, None)
+            if align is not None and sublayer.aimed and place == 0:
+                # nothing before it has changed: its producers read what they always did
+                run.skip_entry(sublayer)
+            elif align is not None and sublayer.aimed:
+                drift = _align(run, model, sublayer, statistics[sublayer.name], batches, ridge=align)
+            if skips_first and place == 0:
+                results.append(_untouched(sublayer, "skipped", "the reference does not tune it"))
+                run.skip(sublayer)
+                targets.skip(sublayer)
+            else:
+                tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
+                moments = _gather(run, targets, sublayer, tokens)
+                result = _fit(model, sublayer, moments, method.recovery)
+                results.append(replace(result, drift_before=drift.before, drift_after=drift.after))
+            listener.step()
+    return results
+
+
+@dataclass(frozen=True)
+class _Drift:
+    """Relative error of a sublayer's producer inputs against the dense model's, before and after the alignment."""
+
+    before: float | None
+    after: float | None
+
+
+def _tokens(
+    statistics: Statistics, sublayer: Sublayer, batches: Sequence[Batch], recovery: Scale | Weights, *, last: bool
+) -> list[Tensor]:
+    """Per batch [B, S] bool: the tokens that a sublayer is fitted on."""
+    read = statistics[sublayer.name].read
+    every = isinstance(recovery, Scale) and recovery.teacher != "dense" and not recovery.read_tokens_only
+    if not every or last:
+        return read
+    return [real_tokens(sublayer, batch, own[:, :, None]) for batch, own in zip(batches, read, strict=True)]
+
+
+def _align(
+    run: Lockstep,
+    model: nn.Module,
+    sublayer: Sublayer,
+    own: SublayerStatistics,
+    batches: Sequence[Batch],
+    *,
+    ridge: float,
+) -> _Drift:
+    """Re-aim the producers of one sublayer at their dense inputs."""
+    width = sublayer.aimed[0].inputs
+    moments = RegressionMoments(width, width, batches[0].rows.device)
+    for index, x in run.entries(sublayer):
+        if index >= len(own.sources):
+            continue  # only the first batches have them
+        chosen = source_tokens(sublayer, own.read[index], real_tokens(sublayer, batches[index], x))
+        moments.add(tokens_of(x, chosen), own.sources[index])
+    biased = all(producer.bias for producer in sublayer.aimed)
+    fitted = fit_alignment(moments, ridge=ridge, offset=biased)
+    before = moments.error(torch.eye(width, device=moments.x.centre.device), None)
+    after = moments.error(fitted.matrix.T, fitted.offset)
+    if not fitted.solution.converged or not after <= before:
+        return _Drift(before, before)
+    for producer in sublayer.aimed:
+        module = model.get_submodule(producer.path)
+        weight = matrix_of(module, transposed=producer.transposed, width=producer.inputs)
+        weight, bias = fitted.fold(weight.detach(), bias_of(module))
+        set_matrix(module, weight, bias if biased else None, transposed=producer.transposed)
+    return _Drift(before, after)
+
+
+def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> RegressionMoments:
+    """Moments of the pruned model's inputs X [T, n] and of R = target - base [T, d]."""
+    moments = RegressionMoments(sublayer.columns, sublayer.width, tokens[0].device)
+    for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
+        chosen = tokens[arrival.batch]
+        r = target.float() if arrival.base is None else target - tokens_of(arrival.base, chosen)
+        moments.add(tokens_of(arrival.x, chosen), r)
+    return moments
+
+
+def _untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
+    """Result of a sublayer that recovery left alone."""
+    return SublayerResult(
+        name=sublayer.name, units_before=sublayer.units, units=sublayer.units, status=status, note=note
+    )
+
+
+def _fit(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, recovery: Scale | Weights) -> SublayerResult:
+    """Solve for one sublayer and write the solution into the model."""
+    if isinstance(recovery, Weights):
+        return _reconstruct(model, sublayer, moments, recovery)
+    if sublayer.units == 0:
+        return _untouched(sublayer, "skipped", "no unit left to scale")
+    return _tune(model, sublayer, moments, recovery)
+
+
+def _tune(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, recovery: Scale) -> SublayerResult:
+    """Mask tuning of one sublayer, folded into its weights."""
+    projection, weight = sublayer.projection(model), sublayer.weight(model).detach()
+    bias = bias_of(projection)
+    before = moments.error(weight, bias)
+    cross = moments.plain_cross()
+    if bias is not None:
+        cross = cross.addr_(moments.x.total, bias.detach().to(cross.dtype), alpha=-1)
+    matrix, right_side = mask_normal_equations(moments.x.plain(), cross, weight, sublayer.unit_size)
+    solution = solve(recovery.solver, matrix, right_side, torch.ones_like(right_side))
+    result = SublayerResult(
+        name=sublayer.name,
+        units_before=sublayer.units,
+        units=sublayer.units,
+        residual_before=before,
+        residual_after=before,
+        solver=solution.solver,
+        status=str(solution.status),
+        iterations=solution.iterations,
+        note=solution.advice,
+    )
+    extreme = float(solution.value.abs().max())
+    if not solution.converged:
+        return replace(result, status="stopped", note=f"{solution.status}: {solution.advice}; recovery stops here")
+    if recovery.limit is not None and extreme > recovery.limit:
+        note = f"a scale of {extreme:.1f} is beyond +-{recovery.limit:g}; recovery stops here"
+        return replace(result, status="stopped", note=note)
+    scaled = weight * solution.value.to(weight).repeat_interleave(sublayer.unit_size)
+    set_matrix(projection, scaled, transposed=sublayer.parts.transposed)
+    return replace(result, residual_after=moments.error(scaled, bias))
+
+
+def _reconstruct(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, recovery: Weights) -> SublayerResult:
+    """New weights and bias for one output projection."""
+    projection, own = sublayer.projection(model), sublayer.weight(model).detach()
+    own_bias = bias_of(projection)
+    before = moments.error(own, own_bias)
+    matrix, right_side = moments.normal_equations(intercept=own_bias is not None)
+    solution, note = solve_or_fall_back(recovery.solver, matrix, right_side, own.T.to(matrix.dtype))
+    weight = solution.value.T
+    bias = None if own_bias is None else moments.intercept(weight)
+    after = moments.error(weight, bias)
+    if not solution.converged or not after <= before + _ERROR_FLOOR:
+        note = f"{note or 'the solution fits worse than the sliced weights'}; weights left as they were"
+        after = before
+    else:
+        set_matrix(projection, weight, bias, transposed=sublayer.parts.transposed)
+    return SublayerResult(
+        name=sublayer.name,
+        units_before=sublayer.units,
+        units=sublayer.units,
+        residual_before=before,
+        residual_after=after,
+        solver=solution.solver,
+        status=str(solution.status),
+        iterations=solution.iterations,
+        note=note,
+    )

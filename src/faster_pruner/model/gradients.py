@@ -1,0 +1,216 @@
+"""Looks at every output projection in a normal forward and backward. Beside `lockstep`, the only file with hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from faster_pruner.model.passes import activation_gradients_only, first_input
+from faster_pruner.model.spec import Sublayer
+
+
+class Bases:
+    """What branches are added to, in one forward.
+
+    * `add`: the residual stream, as the family says where to read it;
+    * `parallel`: the residual stream plus the branches of the same layer that ran before;
+    * `normed`: nothing, because the branch is normalised first: what it adds is not linear in it.
+
+    A sublayer aims at ``base + y``: that is what goes on through the model, up to a normalisation.
+    """
+
+    def __init__(self) -> None:
+        self._stream: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = {}
+
+    def of(self, sublayer: Sublayer) -> Tensor | None:
+        """[B, S, d] for a sublayer whose projection has just been reached; None for `normed`."""
+        if sublayer.spec.join == "normed":
+            return None
+        stream = self._stream.pop(sublayer.name)
+        added = self._added.get(sublayer.prefix)
+        return stream if added is None else stream + added
+
+    def held(self) -> list[Tensor]:
+        """Tensors that are held now."""
+        return [*self._stream.values(), *self._added.values()]
+
+    @staticmethod
+    def attach(stack: ExitStack, model: nn.Module, sublayers: Sequence[Sublayer], present: Callable[[], Bases]) -> None:
+        """Register the hooks that keep the bases of the forward that is running; `stack` removes them."""
+        layers: dict[str, list[Sublayer]] = {}
+        for sublayer in sublayers:
+            if sublayer.spec.join != "normed":
+                module = model.get_submodule(sublayer.stream_path)
+                hook = _keep_stream(sublayer, present)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if sublayer.spec.join == "parallel":
+                layers.setdefault(sublayer.prefix, []).append(sublayer)
+        for prefix, branches in layers.items():
+            for place, sublayer in enumerate(branches):
+                hook = _keep_branch(prefix, present, first=place == 0, last=place == len(branches) - 1)
+                stack.callback(sublayer.projection(model).register_forward_hook(hook).remove)
+
+    def _keep(self, name: str, stream: Tensor) -> None:
+        self._stream[name] = stream.detach()
+
+    def _add(self, prefix: str, y: Tensor, *, first: bool, last: bool) -> None:
+        """Add one branch to those of its layer; forget them after the last one."""
+        if last:
+            self._added.pop(prefix, None)
+        else:
+            # a copy: the model may add something to y where it lies
+            self._added[prefix] = y.detach().clone() if first else self._added[prefix] + y.detach()
+
+
+def _keep_stream(sublayer: Sublayer, present: Callable[[], Bases]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        present()._keep(sublayer.name, first_input(args, kwargs))  # pyright: ignore[reportPrivateUsage]
+
+    return hook
+
+
+def _keep_branch(prefix: str, present: Callable[[], Bases], *, first: bool, last: bool) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+        del module, args
+        present()._add(prefix, y, first=first, last=last)  # pyright: ignore[reportPrivateUsage]
+
+    return hook
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One output projection in one forward and backward.
+
+    Attributes:
+        x: [B, S, n] input of the projection.
+        x_gradient: [B, S, n]; None where only the forward was watched.
+        y: [B, S, d] what the projection puts out.
+        y_gradient: [B, S, d]; None where only the forward was watched.
+        base: [B, S, d] what the branch is added to, None when it is not added as it is (see `Bases`).
+        source: [B, S, d] input of the producers that can be aimed, None when there are none.
+    """
+
+    x: Tensor
+    x_gradient: Tensor | None
+    y: Tensor
+    y_gradient: Tensor | None
+    base: Tensor | None
+    source: Tensor | None
+
+
+class _Watch:
+    """Hooks of one sublayer for `gradients`."""
+
+    def __init__(
+        self,
+        sublayer: Sublayer,
+        bases: Bases,
+        report: Callable[[Sublayer, Observation], None],
+        arrived: Callable[[Sublayer, Tensor], None],
+        *,
+        differentiated: bool,
+    ) -> None:
+        self.sublayer, self.bases, self.report, self.arrived = sublayer, bases, report, arrived
+        self.differentiated = differentiated
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self.x: Tensor | None = None
+        self.y: Tensor | None = None
+        self.base: Tensor | None = None
+        self.source: Tensor | None = None
+        self.y_gradient: Tensor | None = None
+
+    def attach(self, stack: ExitStack, model: nn.Module) -> None:
+        """Register the hooks; `stack` removes them."""
+        if self.sublayer.aimed:
+            producer = model.get_submodule(self.sublayer.aimed[0].path)
+            stack.callback(producer.register_forward_pre_hook(self.before_producer).remove)
+        projection = self.sublayer.projection(model)
+        stack.callback(projection.register_forward_pre_hook(self.before).remove)
+        stack.callback(projection.register_forward_hook(self.after).remove)
+
+    def before_producer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the producers' input."""
+        del module
+        self.source = args[0].detach()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Keep the input. The graph starts where no differentiated sublayer has a part in it."""
+        del module
+        x: Tensor = args[0]
+        self.arrived(self.sublayer, x)
+        if self.differentiated:
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            x.register_hook(self.input_gradient)
+        self.x, self.base = x.detach(), self.bases.of(self.sublayer)
+        return (x, *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        """Keep the output; the model goes on with a copy, because it may add something to it where it lies."""
+        del module, args
+        self.y = y.detach()
+        if not self.differentiated:
+            self.finish(None)
+            return y
+        y.register_hook(self.output_gradient)
+        return y.clone()
+
+    def output_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dy."""
+        self.y_gradient = gradient
+
+    def input_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dx, the last to come."""
+        self.finish(gradient)
+
+    def finish(self, x_gradient: Tensor | None) -> None:
+        """Everything is known now: report and let go of it."""
+        assert self.x is not None
+        assert self.y is not None
+        seen = Observation(self.x, x_gradient, self.y, self.y_gradient, self.base, self.source)
+        self.forget()
+        self.report(self.sublayer, seen)
+
+
+def _nothing(sublayer: Sublayer, x: Tensor) -> None:
+    """Nobody listens."""
+
+
+@contextmanager
+def gradients(
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    report: Callable[[Sublayer, Observation], None],
+    *,
+    start: int = 0,
+    arrived: Callable[[Sublayer, Tensor], None] | None = None,
+) -> Generator[None]:
+    """Report every output projection once per forward and backward; parameters get no gradients.
+
+    The graph starts at the input of the output projection of ``sublayers[start]``. It and the later ones are reported
+    in the backward, last sublayer first, as far as it gets to them; the earlier ones, and those without a unit, in the
+    forward, without gradients.
+
+    Args:
+        model: whose forward and backward the caller runs inside.
+        sublayers: in the order in which the model runs them.
+        report: is given each sublayer with what was seen of it.
+        start: index of the first sublayer that is differentiated.
+        arrived: is given each sublayer with x [B, S, n] when the forward reaches its projection.
+    """
+    bases = Bases()
+    with ExitStack() as stack:
+        stack.enter_context(activation_gradients_only(model))
+        Bases.attach(stack, model, sublayers, lambda: bases)
+        for place, sublayer in enumerate(sublayers):
+            differentiated = place >= start and sublayer.units > 0
+            _Watch(sublayer, bases, report, arrived or _nothing, differentiated=differentiated).attach(stack, model)
+        yield

@@ -1,0 +1,33 @@
+"""A model together with its sublayers: what every pass runs through, and what gets smaller."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from faster_pruner.model.shrink import shrink
+from faster_pruner.model.spec import Sublayer
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model and its sublayers at their present sizes.
+
+    Attributes:
+        model: at some size.
+        sublayers: in the order in which it runs them, also those without a unit left.
+    """
+
+    model: nn.Module
+    sublayers: Sequence[Sublayer]
+
+    def copied(self) -> Network:
+        """The same sublayers of a copy of the model."""
+        return Network(copy.deepcopy(self.model), self.sublayers)
+
+    def shrunk(self, selection: Mapping[str, Tensor]) -> Network:
+        """The same model, in place, with the selected units [k] of every sublayer only."""
+        return Network(self.model, [s.resized(shrink(self.model, s.parts, selection[s.name])) for s in self.sublayers])

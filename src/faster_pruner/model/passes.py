@@ -1,0 +1,78 @@
+"""What every pass over a model has in common. Everything that it changes is put back when it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.host.spill import Shelf
+from faster_pruner.options import PrecisionName
+
+# Feed-forward layers may run over a row in pieces of this length; each piece would call every module again.
+_CHUNKS = "chunk_size_feed_forward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSetting:
+    """How passes over the calibration set are run.
+
+    Attributes:
+        precision: of the forwards.
+        shelf: where hidden states go; by default they stay in memory.
+    """
+
+    precision: PrecisionName = "float32"
+    shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode, and every module called once per forward."""
+    flags = [(module, module.training) for module in model.modules()]
+    chunked = [(module, getattr(module, _CHUNKS)) for module, _ in flags if getattr(module, _CHUNKS, 0)]
+    model.eval()
+    for module, _ in chunked:
+        setattr(module, _CHUNKS, 0)
+    try:
+        yield
+    finally:
+        for module, size in chunked:
+            setattr(module, _CHUNKS, size)
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def inference(model: nn.Module) -> Generator[None]:
+    """Eval mode without gradients."""
+    with _evaluating(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def activation_gradients_only(model: nn.Module) -> Generator[None]:
+    """Eval mode in which no parameter asks for a gradient."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with _evaluating(model), torch.enable_grad():
+            yield
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The first tensor that a module is given, however it is passed."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device

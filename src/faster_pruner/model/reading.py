@@ -1,0 +1,189 @@
+"""Which tokens of each sublayer the objective reads: found from the structure of the model, never from values.
+
+One small batch runs forward, and backward from predictions whose gradients are all NaN. NaN goes wherever there is a
+path and stops nowhere: not at a saturated softmax, not at an attention weight of zero. So a token's dL/dY is NaN if and
+only if the objective could depend on it. What is found on a few rows of different lengths is a rule that holds for all
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from faster_pruner.data.batches import Batch
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.model.gradients import Observation, gradients
+from faster_pruner.model.spec import Sublayer
+
+# Rows of the batch that the structure is found on.
+_ROWS = 4
+
+# From what the model returns and the batch to what the backward starts from.
+Values = Callable[[Any, Batch], Tensor]
+
+
+class Rule(StrEnum):
+    """Which of a row's tokens are read."""
+
+    NEVER_RUNS = "the forward never gets there"
+    NONE = "none"
+    FIRST = "the first position"
+    LAST = "the last real token"
+    EVERY = "every real token"
+    OTHER = "found batch by batch"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the objective reads of every sublayer.
+
+    Attributes:
+        rules: by name of sublayer.
+        order: names of the sublayers in the order in which the model runs them.
+        tokens: by stack, positions of a row whose tokens are not told apart by a mask (an image's patches).
+        model: for the sublayers without a simple rule.
+        values: see `Values`.
+    """
+
+    rules: dict[str, Rule]
+    order: list[str]
+    tokens: dict[str, int]
+    model: nn.Module = field(repr=False)
+    values: Values = field(repr=False)
+
+    def partial(self, sublayer: Sublayer) -> bool:
+        """Whether only few of a row's tokens are read."""
+        return self.rules[sublayer.name] is not Rule.EVERY
+
+    def of(self, sublayers: Sequence[Sublayer], batch: Batch) -> Mapping[str, Tensor] | None:
+        """What was found of one batch where no rule says it: [B, S] bool by sublayer; None when rules say it all."""
+        if not any(self.rules[sublayer.name] is Rule.OTHER for sublayer in sublayers):
+            return None
+        return _read(self.model, sublayers, batch, self.values).read
+
+    def tokens_read(self, sublayer: Sublayer, real: Tensor, found: Mapping[str, Tensor] | None) -> Tensor:
+        """[B, S] bool: the tokens read, out of the real ones."""
+        rule = self.rules[sublayer.name]
+        if rule is Rule.OTHER:
+            assert found is not None
+            return found[sublayer.name] & real
+        return real if rule is Rule.EVERY else _by_rule(rule, real)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one forward and backward showed, by name of sublayer in the order of the run."""
+
+    read: dict[str, Tensor]
+    real: dict[str, Tensor]
+
+
+def real_tokens(sublayer: Sublayer, batch: Batch, x: Tensor) -> Tensor:
+    """[B, S] bool: which tokens of x [B, S, n] are real: as the stack's mask says, all where it says nothing."""
+    mask = batch.inputs.get(sublayer.stack.mask)
+    if mask is None or mask.shape != x.shape[:-1]:
+        return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+    return mask.bool()
+
+
+def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values: Values) -> Reading:
+    """Find what the objective reads, on a few rows of one batch.
+
+    Args:
+        model: in float32.
+        sublayers: in any order.
+        batch: with rows of different lengths, if there are such.
+        values: what the backward starts from.
+
+    Raises:
+        UnsupportedModelError: a sublayer runs more than once in a forward.
+    """
+    seen = _read(model, sublayers, _varied_rows(batch), values)
+    rules = dict.fromkeys((s.name for s in sublayers), Rule.NEVER_RUNS)
+    rules |= {name: _rule(read, seen.real[name]) for name, read in seen.read.items()}
+    unmasked = {
+        s.stack.name: seen.real[s.name].shape[1]
+        for s in sublayers
+        if s.name in seen.real and not _is_masked(s, batch, seen)
+    }
+    return Reading(rules, list(seen.real), unmasked, model, values)
+
+
+def _is_masked(sublayer: Sublayer, batch: Batch, seen: _Seen) -> bool:
+    """Whether a mask among the inputs tells the real tokens of a sublayer."""
+    mask = batch.inputs.get(sublayer.stack.mask)
+    return mask is not None and mask.shape[1:] == seen.real[sublayer.name].shape[1:]
+
+
+def _varied_rows(batch: Batch) -> Batch:
+    """A few rows of a batch, spread over it (batches are sorted by length)."""
+    count = batch.rows.numel()
+    chosen = torch.linspace(0, count - 1, min(_ROWS, count)).round().long().to(batch.rows.device)
+    return replace(
+        batch,
+        inputs={key: value[chosen] if value.shape[:1] == (count,) else value for key, value in batch.inputs.items()},
+        rows=torch.arange(chosen.numel(), device=batch.rows.device),
+        labels=None if batch.labels is None else batch.labels[chosen],
+    )
+
+
+def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values: Values) -> _Seen:
+    """Run one batch and see where NaN gets."""
+    seen = _Seen({}, {})
+
+    def arrived(sublayer: Sublayer, x: Tensor) -> None:
+        if sublayer.name in seen.real:
+            raise UnsupportedModelError(f"{sublayer.name} runs more than once in one forward; once is supported")
+        seen.real[sublayer.name] = real_tokens(sublayer, batch, x)
+        seen.read[sublayer.name] = torch.zeros_like(seen.real[sublayer.name])
+
+    def report(sublayer: Sublayer, observed: Observation) -> None:
+        if observed.y_gradient is not None:
+            seen.read[sublayer.name] = observed.y_gradient.isnan().any(dim=-1)
+
+    with gradients(model, sublayers, report, arrived=arrived):
+        start = values(model(**batch.inputs), batch)
+        if start.requires_grad:
+            with _OpenRectifiers():
+                start.backward(torch.full_like(start, torch.nan))
+    return seen
+
+
+class _OpenRectifiers(TorchDispatchMode):
+    """A rectifier hands back all of its gradient: otherwise NaN would stop where its input happens to be negative."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.threshold_backward.default:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _rule(read: Tensor, real: Tensor) -> Rule:
+    """The rule that read [B, S] follows, given the real tokens [B, S]."""
+    seen = read & real
+    if not seen.any():
+        return Rule.NONE
+    if torch.equal(seen, real):
+        return Rule.EVERY
+    return next((rule for rule in (Rule.FIRST, Rule.LAST) if torch.equal(seen, _by_rule(rule, real))), Rule.OTHER)
+
+
+def _by_rule(rule: Rule, real: Tensor) -> Tensor:
+    """[B, S] bool: the tokens that a rule names."""
+    chosen = torch.zeros_like(real)
+    if rule is Rule.FIRST:
+        chosen[:, 0] = True
+    elif rule is Rule.LAST:
+        places = torch.arange(real.shape[1], device=real.device)
+        last = torch.where(real, places, -1).amax(dim=1)
+        chosen[torch.arange(real.shape[0], device=real.device), last.clamp(min=0)] = True
+    return chosen & real

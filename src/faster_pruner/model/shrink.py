@@ -1,0 +1,317 @@
+"""Removes heads, neurons and other units from a model, physically: smaller matrices, nothing masked.
+
+The only code that changes the size of anything, and it needs nothing but torch. faster-pruner prunes and loads with it;
+a checkpoint that plain transformers cannot open carries a copy of it, word for word.
+
+A sublayer is a branch that ends in one projection ``y = x W' + b``, W [d, n]. Its n input columns are U units of g
+adjacent columns (a head, a key/value group with its query heads, a neuron). Removing a unit removes its columns of W
+and the output features of the producers (query, key, value; gate, up) that compute them.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Adjacent output features of a producer.
+
+    Attributes:
+        features: per unit, one unit after the other; of a fixed block: in all.
+        fixed: whether they belong to no unit (keys that all heads share) and stay as they are.
+    """
+
+    features: int
+    fixed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Producer:
+    """A module that computes input columns of a projection.
+
+    Attributes:
+        path: of the module.
+        blocks: its output features in order. A fused query-key-value has three blocks, a fused gate-and-up two.
+        inputs: features that it reads.
+        bias: whether it has a bias.
+        transposed: whether its weight is stored as [inputs, outputs] (GPT-2's Conv1D).
+    """
+
+    path: str
+    blocks: tuple[Block, ...]
+    inputs: int
+    bias: bool
+    transposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follower:
+    """Something beside the matrices that follows when units are removed.
+
+    Attributes:
+        module: path of the module that holds or is given it.
+        name: of the attribute, or of the argument.
+        per_unit: what the number counts per unit; or how many entries of the tensor belong to a unit.
+        axis: of the tensor along which the units lie; None for a plain number.
+        argument: whether the tensor is an argument of the module's forward, which other modules share (a position
+            bias).
+    """
+
+    module: str
+    name: str
+    per_unit: int = 1
+    axis: int | None = None
+    argument: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of one sublayer of one model, at their present sizes.
+
+    Attributes:
+        projection: path of the output projection.
+        units: U.
+        unit_size: g, columns per unit.
+        width: d, features that the projection puts out.
+        producers: what computes the projection's input columns.
+        followers: what else follows.
+        transposed: as for `Producer`, of the projection.
+        branch: path of the module to replace when no unit is left, where its code cannot run without one.
+        returns: how many values that module's forward returns as a tuple; 0 for a bare tensor.
+    """
+
+    projection: str
+    units: int
+    unit_size: int
+    width: int
+    producers: tuple[Producer, ...]
+    followers: tuple[Follower, ...] = ()
+    transposed: bool = False
+    branch: str = ""
+    returns: int = 0
+
+    @property
+    def columns(self) -> int:
+        """n, input columns of the projection."""
+        return self.units * self.unit_size
+
+
+class Constant(nn.Module):
+    """What is left of a projection without input columns: its bias, whatever it is given."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, width: int, bias: nn.Parameter | None, *, like: Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 0, width
+        self.register_parameter("bias", bias)
+        self.register_buffer("zero", like.new_zeros(width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., any] -> [..., d]."""
+        value = self.get_buffer("zero") if self.bias is None else self.bias
+        return value.expand(*x.shape[:-1], self.out_features).clone(memory_format=torch.contiguous_format)
+
+
+class Nothing(nn.Module):
+    """What is left of a producer that computes no column."""
+
+    in_features, out_features = 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., any] -> [..., 0]."""
+        return x.new_zeros((*x.shape[:-1], 0))
+
+
+class Emptied(nn.Module):
+    """Stands for a branch that has no unit left: zero columns, or what its projection makes of them where it holds it.
+
+    Its values keep the shape of the stock module's: a tensor, or a tuple that begins with it and goes on with None.
+    """
+
+    def __init__(self, returns: int, inside: str = "", projection: nn.Module | None = None) -> None:
+        super().__init__()
+        self.returns, self.inside = returns, inside
+        if projection is not None:
+            *folders, name = inside.split(".")
+            holder: nn.Module = self
+            for folder in folders:
+                holder.add_module(folder, nn.Module())
+                holder = holder.get_submodule(folder)
+            holder.add_module(name, projection)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever the stock module is given -> what it would return."""
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        nothing = x.new_zeros((*x.shape[:-1], 0))
+        value = self.get_submodule(self.inside)(nothing) if self.inside else nothing
+        return (value, *[None] * (self.returns - 1)) if self.returns else value
+
+
+class KeptEntries:
+    """A forward pre-hook: of an argument with entries for all units, hand on those of the units that are left."""
+
+    def __init__(self, module: nn.Module, follower: Follower) -> None:
+        names = [name for name in inspect.signature(module.forward).parameters if name != "self"]
+        self.name, self.axis = follower.name, follower.axis
+        self.position = names.index(follower.name) if follower.name in names else len(names)
+
+    @staticmethod
+    def buffer(name: str) -> str:
+        """Name of the buffer that says which entries are left; it is saved with the weights."""
+        return f"kept_{name}"
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace the argument."""
+        kept = module.get_buffer(self.buffer(self.name))
+        if isinstance(kwargs.get(self.name), Tensor):
+            kwargs = {**kwargs, self.name: kwargs[self.name].index_select(self.axis, kept)}
+        elif len(args) > self.position and isinstance(args[self.position], Tensor):
+            chosen = args[self.position].index_select(self.axis, kept)
+            args = (*args[: self.position], chosen, *args[self.position + 1 :])
+        return args, kwargs
+
+
+def shrink(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
+    """Leave only the units in `keep` [k], sorted indices, in place; returns the parts at their new sizes."""
+    units = keep.numel()
+    if units == parts.units:
+        return parts
+    smaller = replace(parts, units=units)
+    if units == 0:
+        _empty(model, parts)
+        return smaller
+    projection = model.get_submodule(parts.projection)
+    _select(projection, "weight", _entries(keep, parts.unit_size), axis=0 if parts.transposed else 1)
+    _count(projection, ("in_features", "nx"), smaller.columns)
+    for producer in parts.producers:
+        module = model.get_submodule(producer.path)
+        index = _features(producer, parts.units, keep)
+        _select(module, "weight", index, axis=1 if producer.transposed else 0)
+        if producer.bias:
+            _select(module, "bias", index, axis=0)
+        _count(module, ("out_features", "nf"), index.numel())
+    device = next(projection.parameters()).device
+    for follower in parts.followers:
+        _follow(model.get_submodule(follower.module), follower, keep, device)
+    return smaller
+
+
+def resize(model: nn.Module, parts: Mapping[str, Parts], sizes: Any) -> dict[str, Parts]:
+    """Give the sublayers of a stock model the stated sizes, keeping the first units; weights are loaded next.
+
+    Args:
+        model: as the stock class builds it.
+        parts: of its sublayers, by name.
+        sizes: units by name of sublayer, as a config says them: nothing in it is trusted.
+
+    Returns:
+        The parts at their new sizes.
+
+    Raises:
+        ValueError: a size is not one that its sublayer can have.
+    """
+    if not isinstance(sizes, dict):
+        raise ValueError("the sizes are not a mapping")
+    for name, units in sizes.items():
+        if name not in parts:
+            raise ValueError(f"{str(name)[:60]!r} is not one of the {len(parts)} sublayers")
+        if type(units) is not int or not 0 <= units <= parts[name].units:
+            raise ValueError(f"{name} cannot have {str(units)[:40]} units: it has 0 to {parts[name].units}")
+    return {
+        name: shrink(model, own, torch.arange(sizes.get(name, own.units), device="cpu")) for name, own in parts.items()
+    }
+
+
+def without_layer_sizes(config: Any) -> Any:
+    """A copy of a config from which the stock class builds its usual sizes; saved again, it still says the layers' own.
+
+    transformers refuses to build a model from a config with `per_layer_config`. As a plain entry of the object it means
+    nothing to transformers but is written to every later config.json, so that a folder saved by `save_pretrained` is
+    refused just as loudly.
+    """
+    config = copy.deepcopy(config)
+    for part in (config, *vars(config).values()):
+        if getattr(part, "is_heterogeneous", False):
+            sizes = part.to_dict()["per_layer_config"]
+            part.per_layer_config = None
+            vars(part)["per_layer_config"] = sizes
+    return config
+
+
+def _entries(keep: Tensor, per_unit: int) -> Tensor:
+    """Indices of the entries of the units in `keep`, `per_unit` adjacent ones for each."""
+    return (keep[:, None] * per_unit + torch.arange(per_unit, device=keep.device)).flatten()
+
+
+def _features(producer: Producer, units: int, keep: Tensor) -> Tensor:
+    """Indices of the output features that a producer keeps."""
+    start, found = 0, []
+    for block in producer.blocks:
+        size = block.features if block.fixed else block.features * units
+        own = torch.arange(size, device=keep.device) if block.fixed else _entries(keep, block.features)
+        found.append(own + start)
+        start += size
+    return torch.cat(found)
+
+
+def _select(module: nn.Module, name: str, index: Tensor, *, axis: int) -> None:
+    """Keep the entries `index` of a parameter or buffer along an axis."""
+    tensor = getattr(module, name)
+    kept = tensor.detach().index_select(axis, index.to(tensor.device)).contiguous()
+    if isinstance(tensor, nn.Parameter):
+        kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
+    elif name in dict(module.named_buffers(recurse=False)):
+        # saved with the weights from now on: the code that makes it does not know which units are left
+        module.register_buffer(name, kept)
+    setattr(module, name, kept)
+
+
+def _count(module: nn.Module, names: tuple[str, ...], value: int) -> None:
+    """Update whichever of the attributes the module has."""
+    for name in names:
+        if hasattr(module, name):
+            setattr(module, name, value)
+
+
+def _follow(module: nn.Module, follower: Follower, keep: Tensor, device: torch.device) -> None:
+    """Update one follower; what it is given comes on `device`."""
+    if follower.axis is None:
+        setattr(module, follower.name, follower.per_unit * keep.numel())
+        return
+    index = _entries(keep, follower.per_unit)
+    if not follower.argument:
+        _select(module, follower.name, index, axis=follower.axis)
+        return
+    buffer = KeptEntries.buffer(follower.name)
+    if hasattr(module, buffer):
+        _select(module, buffer, index, axis=0)
+        return
+    module.register_buffer(buffer, index.to(device))
+    module.register_forward_pre_hook(KeptEntries(module, follower), with_kwargs=True)
+
+
+def _empty(model: nn.Module, parts: Parts) -> None:
+    """Take out every unit: the projection becomes its bias, and nothing is left of what fed it."""
+    projection = model.get_submodule(parts.projection)
+    constant = Constant(parts.width, projection.bias, like=projection.weight)  # pyright: ignore[reportArgumentType]
+    _replace(model, parts.projection, constant)
+    if not parts.branch:
+        for producer in parts.producers:
+            _replace(model, producer.path, Nothing())
+        return
+    inside = parts.projection.removeprefix(parts.branch + ".")
+    holds = inside != parts.projection
+    _replace(model, parts.branch, Emptied(parts.returns, inside, constant) if holds else Emptied(parts.returns))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    module.train(model.get_submodule(path).training)
+    model.set_submodule(path, module)

@@ -1,0 +1,1 @@
+"""Objectives: what a model is judged by, as values."""

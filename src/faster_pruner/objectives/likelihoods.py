@@ -1,0 +1,88 @@
+"""Likelihoods: what a prediction means, and the directions that its Fisher information is made of.
+
+values [P, C] are predictions before any softmax or sigmoid. A likelihood gives
+
+* `gradient`: dL/dvalues of the loss of given labels, [P, C];
+* `direction`: random directions [P, C] whose covariance over random signs [P, C] is the Fisher information of the
+  model's own prediction: with them one backward pass gives the true Fisher, without labels, whatever C is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from faster_pruner.linalg.solve import solve_dtype
+
+# Up to this many classes the softmax Fisher is diagonalised per prediction; beyond, a cheaper exact factor is used.
+_MOST_CLASSES_TO_DIAGONALISE = 32
+
+
+class Likelihood(Protocol):
+    """What an objective asks of a likelihood."""
+
+    def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
+        """[P, C]: gradient of the loss of `labels`."""
+        ...
+
+    def direction(self, values: Tensor, signs: Tensor) -> Tensor:
+        """[P, C]: directions with the covariance of the model's own Fisher information over `signs` [P, C]."""
+        ...
+
+
+class Categorical:
+    """One of C classes: softmax and cross entropy; labels [P] are class indices.
+
+    The direction is ``sum_j e_j sqrt(l_j) q_j`` with the signs e and the eigenpairs (l, q) of ``diag(p) - p p'``.
+    For two classes there is one eigenpair, so it is exactly the gradient of the gap between the two values times
+    ``sqrt(p (1 - p))``.
+    """
+
+    def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
+        """``p - onehot(label)``."""
+        return values.softmax(dim=-1) - functional.one_hot(labels.long(), values.shape[-1])
+
+    def direction(self, values: Tensor, signs: Tensor) -> Tensor:
+        """Covariance ``diag(p) - p p'``."""
+        p = values.softmax(dim=-1)
+        classes = p.shape[-1]
+        if classes == 2:
+            # the closed form of the only eigenpair: no rounding however confident the prediction
+            gap = p.prod(dim=-1, keepdim=True).sqrt() * signs[:, :1]
+            return torch.cat([gap, -gap], dim=-1)
+        if classes > _MOST_CLASSES_TO_DIAGONALISE:
+            root = p.sqrt() * signs
+            return root - p * root.sum(dim=-1, keepdim=True)
+        # in float32 the eigenvalue that is zero would come out near 1e-8, and its root is no rounding
+        wide = values.to(solve_dtype(values.device)).softmax(dim=-1)
+        eigenvalues, vectors = torch.linalg.eigh(torch.diag_embed(wide) - wide[:, :, None] * wide[:, None, :])
+        return (vectors * (eigenvalues.clamp(min=0).sqrt() * signs)[:, None, :]).sum(dim=-1).to(p.dtype)
+
+
+class Bernoulli:
+    """C independent yes-or-no answers: sigmoid and binary cross entropy; labels [P, C] are 0 or 1."""
+
+    def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
+        """``p - label``."""
+        return values.sigmoid() - labels.float().view_as(values)
+
+    def direction(self, values: Tensor, signs: Tensor) -> Tensor:
+        """Covariance ``diag(p (1 - p))``."""
+        p = values.sigmoid()
+        return signs * (p * (1 - p)).sqrt()
+
+
+class Gaussian:
+    """C numbers with unit variance: squared error; labels [P] or [P, C] are targets."""
+
+    def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
+        """``2 (value - target)``, of the squared error itself."""
+        return 2 * (values - labels.float().view_as(values))
+
+    def direction(self, values: Tensor, signs: Tensor) -> Tensor:
+        """Covariance I."""
+        del values
+        return signs

@@ -1,0 +1,131 @@
+"""An objective is a readout, a likelihood and metrics: everything that anyone needs to know about what a model is for.
+
+* The readout maps what a model returns, and the batch it was given, to predictions [P, C]: one per row (a class, a
+  target), several per row (one per labelled token), each with the row it belongs to and its label, if there is one.
+* The likelihood says what a prediction means: its gradients start every backward pass.
+* The metrics judge predictions against labels.
+
+Nothing outside this folder knows what a model returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faster_pruner.data.batches import Batch
+from faster_pruner.errors import OptionError
+from faster_pruner.objectives.likelihoods import Likelihood
+
+# Predictions [P, k], as `Objective.keep` leaves them, and labels [P] or [P, C] -> a number.
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about one batch.
+
+    Attributes:
+        values: [P, C], before any softmax or sigmoid.
+        rows: [P], the row that each belongs to (`Batch.rows`).
+        labels: [P] or [P, C], None where the batch has none.
+    """
+
+    values: Tensor
+    rows: Tensor
+    labels: Tensor | None = None
+
+
+def _values_alone(predictions: Predictions) -> Tensor:
+    return predictions.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a model is pruned for, and judged by.
+
+    Attributes:
+        name: how reports call it.
+        readout: from what the model returns and the batch to predictions.
+        likelihood: what a prediction means.
+        metrics: by name. Percent for shares and correlations, natural units for losses.
+        reported: names of the metrics that are reported, the first one judges; empty for all of them.
+        keep: what is kept of predictions until the metrics are computed, [P, k]; by default all of them.
+        auto_class: name of transformers' auto class for such models; empty for none.
+        pipeline_tag: the hub's name for the task; empty for none.
+    """
+
+    name: str
+    readout: Callable[[Any, Batch], Predictions]
+    likelihood: Likelihood
+    metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
+    reported: tuple[str, ...] = ()
+    keep: Callable[[Predictions], Tensor] = _values_alone
+    auto_class: str = ""
+    pipeline_tag: str = ""
+
+    def values(self, returned: Any, batch: Batch) -> Tensor:
+        """[P, C]: the predictions alone."""
+        return self.readout(returned, batch).values
+
+    def judged_by(self, names: tuple[str, ...]) -> Objective:
+        """The same, with these metrics reported; as it is when there are none or it does not have all of them."""
+        return replace(self, reported=names) if names and all(name in self.metrics for name in names) else self
+
+    def score(self, values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The reported metrics of predictions [P, k] as `keep` leaves them."""
+        return {name: self.metrics[name](values, labels) for name in self.reported or self.metrics}
+
+
+class Cotangents:
+    """dL/dvalues for the predictions of any batch: where a backward pass starts.
+
+    Each prediction has its own loss, so one backward gives every row's gradient, undisturbed by the others.
+
+    Args:
+        likelihood: what a prediction means.
+        labelled: the gradient of the loss of the given labels (empirical Fisher); otherwise a random direction whose
+            covariance is the Fisher information of the model's own prediction (true Fisher).
+        rows: number of rows.
+        seed: of the random directions, which belong to rows, however these are packed.
+    """
+
+    def __init__(self, likelihood: Likelihood, *, labelled: bool, rows: int, seed: int) -> None:
+        self._likelihood, self._labelled, self._rows, self._seed = likelihood, labelled, rows, seed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._signs: Tensor | None = None
+
+    def of(self, predictions: Predictions) -> Tensor:
+        """[P, C]. Raises OptionError when labels are needed and there are none."""
+        values = predictions.values.detach().float()
+        if not self._labelled:
+            signs = self._draw(predictions.rows.cpu(), values.shape[-1])
+            return self._likelihood.direction(values, signs.to(values.device))
+        if predictions.labels is None:
+            raise OptionError("this method takes gradients of labels, and the rows have none", option="no_labels")
+        return self._likelihood.gradient(values, predictions.labels)
+
+    def _draw(self, rows: Tensor, width: int) -> Tensor:
+        """[P, C] random signs; those of several predictions of a row are drawn for this row."""
+        if self._signs is None:
+            self._signs = _random_signs((self._rows, width), self._generator)
+        missing = width - self._signs.shape[1]
+        if missing > 0:
+            # predictions over positions are as wide as their batch is long
+            self._signs = torch.cat([self._signs, _random_signs((missing, self._rows), self._generator).T], dim=1)
+        signs = self._signs[rows, :width]
+        found, counts = rows.unique(return_counts=True)
+        for row, count in zip(found[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+            generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003 + row)
+            signs[rows == row] = _random_signs((width, count), generator).T
+        return signs
+
+
+def _random_signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """-1 and 1."""
+    return torch.randint(0, 2, shape, generator=generator).float() * 2 - 1

@@ -1,0 +1,208 @@
+"""ONNX: torch's dynamo exporter with dynamic batch and sequence, checked against PyTorch in onnxruntime.
+
+A model goes out as a function from its input tensors to the tensors that it returns, by name. Needs the extra
+`faster-pruner[onnx]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.errors import OptionError, OutputError, VerificationError
+from faster_pruner.host.folders import finished
+from faster_pruner.model.limits import input_names, longest_row, made_up_inputs
+from faster_pruner.model.passes import inference
+
+# What the exported float32 model returns may differ from PyTorch's by this much.
+TOLERANCE = 1e-4
+# The shape that the exporter sees, and those that parity is checked on.
+_EXPORTED_SHAPE = (2, 16)
+_CHECKED_SHAPES = ((1, 2), (1, 33), (5, 7), (3, 128))
+_LARGEST_SINGLE_FILE = 2**31 - 2**20
+
+# Anything that is called like the model and returns its tensors as attributes.
+Call = Callable[[Mapping[str, Tensor]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported file.
+
+    Attributes:
+        file: the `.onnx` file.
+        bytes: its size, weights included.
+        parity: largest difference of a returned value from PyTorch's over `shapes`.
+        shapes: (batch, sequence) pairs that were compared; none of them was used in the export.
+    """
+
+    file: Path
+    bytes: int
+    parity: float
+    shapes: list[tuple[int, int]]
+
+
+class _Tensors(nn.Module):
+    """The model as a function of named tensors that returns plain ones."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the model returns."""
+        return tuple(_returned(self.model(**dict(zip(self.names, tensors, strict=True)))).values())
+
+
+def _returned(output: Any) -> dict[str, Tensor]:
+    """The tensors that a model returns, by name; tuples of hidden states and the like are left out."""
+    return {name: value for name, value in dict(output).items() if isinstance(value, Tensor)}
+
+
+class OnnxModel:
+    """An ONNX file in onnxruntime, called like the PyTorch model: what it returns has tensors as attributes."""
+
+    def __init__(self, file: Path) -> None:
+        runtime = require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._names = [entry.name for entry in self._session.get_inputs()]
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
+        """What the model returns for the tensors that the file knows."""
+        fed = {name: inputs[name].numpy() for name in self._names if name in inputs}
+        if "token_type_ids" in self._names and "token_type_ids" not in fed:
+            fed["token_type_ids"] = np.zeros_like(fed["input_ids"])
+        values = self._session.run(None, fed)
+        return SimpleNamespace(**{n: torch.from_numpy(v) for n, v in zip(self._outputs, values, strict=True)})
+
+
+def require(package: str) -> Any:
+    """Import an optional package. Raises OptionError."""
+    extra = "openvino" if package == "openvino" else "onnx"
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise OptionError(f"this needs {package}: pip install 'faster-pruner[{extra}]'") from error
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Warnings and log lines of the exporter are about its own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root", "")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def example(model: nn.Module, shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
+    """Every tensor that the model can be called with: random ids, with padding in the last row."""
+    inputs = made_up_inputs(model, *shape, seed=seed, padded=True)
+    return {name: inputs.get(name, torch.zeros_like(inputs["input_ids"])) for name in input_names(model)}
+
+
+def export_onnx(model: nn.Module, file: Path) -> Exported:
+    """Export a text model to ONNX, run it in onnxruntime, and compare.
+
+    Args:
+        model: float32, on the CPU.
+        file: where to write; an existing file is replaced once the new one has been verified.
+
+    Raises:
+        OptionError: onnx, onnxscript or onnxruntime is not installed.
+        VerificationError: what onnxruntime returns differs by more than 1e-4.
+        OutputError: the file cannot be written.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    names = input_names(model)
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    sequence = torch.export.Dim("sequence", min=2, max=max(3, longest_row(model)))
+    inputs = example(model, _EXPORTED_SHAPE, 0)
+    with inference(model), quiet():
+        outputs = list(_returned(model(**inputs)))
+        program: Any = torch.onnx.export(
+            _Tensors(model, names),
+            tuple(inputs.values()),
+            dynamo=True,
+            dynamic_shapes={"tensors": tuple({0: batch, 1: sequence} for _ in names)},
+            input_names=list(names),
+            output_names=outputs,
+            verbose=False,
+        )
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    with _beside(file) as staging:
+        try:
+            program.save(str(staging), external_data=size > _LARGEST_SINGLE_FILE)
+        except OSError as error:
+            raise OutputError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
+        worst, shapes = parity(model, OnnxModel(staging))
+        if not worst <= TOLERANCE:
+            raise VerificationError(
+                f"what the exported model returns differs from PyTorch's by {worst:.1e}, more than {TOLERANCE:g}; "
+                "nothing was written. Please report this"
+            )
+    return Exported(file=file, bytes=_bytes(file), parity=worst, shapes=shapes)
+
+
+def quantise(exported: Path, file: Path) -> Path:
+    """Dynamic int8 quantisation of an exported file by onnxruntime's own tool: weights int8."""
+    quantization = require("onnxruntime.quantization")
+    with _beside(file) as staging, quiet():
+        quantization.quantize_dynamic(str(exported), str(staging), weight_type=quantization.QuantType.QInt8)
+        OnnxModel(staging)
+    return file
+
+
+def parity(model: nn.Module, call: Call) -> tuple[float, list[tuple[int, int]]]:
+    """Largest difference of a returned value, and the shapes that were compared: those that the model can take."""
+    shapes = [shape for shape in _CHECKED_SHAPES if shape[1] <= longest_row(model)]
+    worst = 0.0
+    with inference(model):
+        for seed, shape in enumerate(shapes, start=1):
+            inputs = example(model, shape, seed)
+            found = call(inputs)
+            for name, expected in _returned(model(**inputs)).items():
+                worst = max(worst, float((getattr(found, name) - expected).abs().max()))
+    return worst, shapes
+
+
+@contextmanager
+def _beside(file: Path) -> Generator[Path]:
+    """A temporary file beside `file` that takes its place when the block ends well."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        staging = Path(folder) / file.name
+        yield staging
+        for extra in Path(folder).iterdir():
+            if extra != staging:
+                extra.replace(file.parent / extra.name)
+        staging.replace(file)
+        finished.append(file)
+
+
+def _bytes(file: Path) -> int:
+    """Size of an ONNX file with its external data."""
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*") if part.is_file())
