@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# The tests' models are tiny: threads would only wait for each other (five times as long, on two busy cores).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -41,12 +44,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_rows(tmp_path_factory.mktemp("data"), "sst2")
 
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Real models and rows; tests that need them are skipped elsewhere."""
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Real models and rows, on all cores; tests that need them are skipped elsewhere."""
     if not (SHARED / "models").is_dir():
         pytest.skip(f"the real models and GLUE rows are not at {SHARED} (set FASTER_PRUNER_SHARED)")
-    return SHARED
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield SHARED
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from faster_pruner.families import Sublayer
+from faster_pruner.model.spec import Sublayer
 
 
 def random_spd(n: int, condition: float, seed: int = 0) -> Tensor:
@@ -30,7 +31,7 @@ def masked_logits(
         def scale(module: nn.Module, args: tuple[Tensor, ...], columns: Tensor = columns) -> tuple[Tensor, ...]:
             return (args[0] * columns, *args[1:])
 
-        handles.append(sublayer.output_of(model).register_forward_pre_hook(scale))
+        handles.append(sublayer.projection(model).register_forward_pre_hook(scale))
     try:
         return model(**inputs).logits
     finally:
@@ -50,6 +51,47 @@ def per_example_mask_gradients(
         for name, gradient in zip(masks, found, strict=True):
             rows[name].append(gradient)
     return {name: torch.stack(gradients) for name, gradients in rows.items()}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One output projection in the forward and backward of one example: x [S, n], y and dL/dy [S, d], dL/dmask [U]."""
+
+    x: Tensor
+    y: Tensor
+    y_gradient: Tensor
+    mask_gradient: Tensor
+
+
+def trace(
+    model: nn.Module, sublayers: Sequence[Sublayer], values: Callable[[], Tensor], cotangents: Tensor
+) -> dict[str, Traced]:
+    """By sublayer, one autograd call from `cotangents` at the `values` of one example without padding."""
+    masks = {s.name: torch.ones(s.units, requires_grad=True) for s in sublayers}
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+    for s in sublayers:
+
+        def mask(module: nn.Module, args: tuple[Tensor, ...], s: Sublayer = s) -> tuple[Tensor, ...]:
+            return (args[0] * masks[s.name].repeat_interleave(s.unit_size), *args[1:])
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], y: Tensor, s: Sublayer = s) -> None:
+            seen[s.name] = (args[0], y)
+
+        handles.append(s.projection(model).register_forward_pre_hook(mask))
+        handles.append(s.projection(model).register_forward_hook(keep))
+    try:
+        start = values()
+    finally:
+        for handle in handles:
+            handle.remove()
+    wanted = [*masks.values(), *(seen[name][1] for name in masks)]
+    found = torch.autograd.grad(start, wanted, cotangents, allow_unused=True)
+    found = [torch.zeros_like(of) if each is None else each for each, of in zip(found, wanted, strict=True)]
+    return {
+        name: Traced(seen[name][0][0].detach(), seen[name][1][0].detach(), y_gradient[0], mask_gradient)
+        for name, mask_gradient, y_gradient in zip(masks, found[: len(masks)], found[len(masks) :], strict=True)
+    }
 
 
 def best_selection_by_brute_force(importance: Mapping[str, Tensor], cost: Mapping[str, float], budget: float) -> float:
@@ -95,13 +137,12 @@ def removal_loss(gram: Tensor, weighted: Tensor, removed: Sequence[int], group: 
     return float((root[:, left] @ fitted - target).square().sum())
 
 
-def knapsack_by_brute_force(
-    losses: Sequence[Tensor], keeps: Sequence[Tensor], cost: Sequence[float], budget: float
-) -> float:
-    """Least total loss over all combinations of curve points within the budget."""
+def knapsack_by_brute_force(losses: Sequence[Tensor], costs: Sequence[Tensor], limits: Sequence[float]) -> float:
+    """Least total loss [P per item] over all combinations of points whose costs [L, P per item] meet every limit."""
     best = float("inf")
+    most = torch.tensor(limits, dtype=torch.float64) * (1 + 1e-12)
     for points in itertools.product(*(range(loss.numel()) for loss in losses)):
-        spent = sum(float(k[p]) * c for k, p, c in zip(keeps, points, cost, strict=True))
-        if spent <= budget:
+        spent = sum(cost[:, p] for cost, p in zip(costs, points, strict=True))
+        if bool((spent <= most).all()):
             best = min(best, sum(float(loss[p]) for loss, p in zip(losses, points, strict=True)))
     return best

@@ -18,8 +18,12 @@ from transformers import (
     RobertaConfig,
 )
 
-from faster_pruner.batches import Batch, EncodedRows, pack
-from faster_pruner.tasks import GLUE
+from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.data.batches import Batch, EncodedRows, pack
+from faster_pruner.data.glue import GLUE
+from faster_pruner.method.calibrated import Subject
+from faster_pruner.objectives.objective import Objective
+from faster_pruner.objectives.registry import objective_of
 
 WORDS = [f"w{i}" for i in range(90)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -66,6 +70,11 @@ def make_rows(count: int = 12, *, seed: int = 0, labels: int = 2, longest: int =
 def make_batches(rows: EncodedRows, tokens_per_batch: int = 40) -> list[Batch]:
     """The rows, packed for the CPU."""
     return pack(rows, tokens_per_batch=tokens_per_batch, device=torch.device("cpu"))
+
+
+def make_subject(model: PreTrainedModel, objective: Objective | None = None) -> Subject:
+    """A model with all its sublayers, for what it was trained for unless told otherwise."""
+    return Subject(model, sublayers_of(model), objective or objective_of(model))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

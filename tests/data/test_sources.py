@@ -1,0 +1,83 @@
+"""Rows from files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from faster_pruner.data.sources import Source, load_split, sample
+from faster_pruner.errors import DataError
+
+ROWS = [{"text": "w1 w2 w3", "label": i % 2} for i in range(6)]
+
+
+def write(file: Path, suffix: str) -> None:
+    if suffix == "parquet":
+        import datasets
+
+        datasets.Dataset.from_list(ROWS).to_parquet(str(file))
+        return
+    if "json" in suffix:
+        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    else:
+        gap = "\t" if "tsv" in suffix else ","
+        lines = f"text{gap}label\n" + "".join(f"{row['text']}{gap}{row['label']}\n" for row in ROWS)
+    file.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "csv", "csv.gz", "tsv", "parquet"])
+@pytest.mark.parametrize("subfolder", ["", "sst2"])
+def test_local_files_of_every_kind(tmp_path: Path, suffix: str, subfolder: str) -> None:
+    folder = tmp_path / subfolder
+    folder.mkdir(exist_ok=True)
+    write(folder / f"train.{suffix}", suffix)
+    assert load_split(Source(folder=tmp_path, subfolder="sst2"), ("train",)) == ROWS
+
+
+def test_the_first_name_that_is_there_wins(tmp_path: Path) -> None:
+    write(tmp_path / "dev.jsonl", "jsonl")
+    (tmp_path / "test.jsonl").write_text('{"text": "other", "label": 0}\n')
+    assert load_split(Source(folder=tmp_path), ("validation", "dev", "test")) == ROWS
+
+
+def test_bad_data_files_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        load_split(Source(folder=tmp_path / "none"), ("train",))
+    with pytest.raises(DataError, match="no file for the split 'train'"):
+        load_split(Source(folder=tmp_path), ("train",))
+    (tmp_path / "train.jsonl").write_text('{"a": 1\nnot json')
+    with pytest.raises(DataError, match="cannot be read as json"):
+        load_split(Source(folder=tmp_path), ("train",))
+
+
+@pytest.mark.parametrize(("name", "text"), [("train.jsonl", ""), ("train.csv", "text,label\n"), ("train.csv", "")])
+def test_an_empty_file_is_one_clear_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="is empty|cannot be read"):
+        load_split(Source(folder=tmp_path), ("train",))
+
+
+def test_without_a_folder_and_without_a_network_the_hub_error_says_what_to_do() -> None:
+    with pytest.raises(DataError, match="give a local folder of rows") as caught:
+        load_split(Source(hub="nyu-mll/glue", hub_config="sst2"), ("train",))
+    # the command line names its own option
+    assert caught.value.option == "data"
+
+
+def test_where_rows_come_from_in_words() -> None:
+    assert Source(folder=Path("/some/where"), subfolder="sst2").description == "where/sst2"
+    assert Source(folder=Path("/some/where")).description == "where"
+    assert Source(hub="nyu-mll/glue", hub_config="sst2").description == "nyu-mll/glue (sst2)"
+    assert Source(hub="imdb").description == "imdb"
+
+
+def test_sample_is_seeded_and_without_replacement() -> None:
+    rows = [{"i": i} for i in range(50)]
+    a = sample(rows, 20, 0)
+    assert a == sample(rows, 20, 0)
+    assert a != sample(rows, 20, 1)
+    assert len({row["i"] for row in a}) == 20
+    assert sorted(row["i"] for row in sample(rows, 500, 0)) == list(range(50))

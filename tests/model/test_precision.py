@@ -1,0 +1,66 @@
+"""bfloat16 passes: chosen where the hardware has them, close to float32, and never leaking out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.costs.budget import Budget
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.method.calibrated import Subject
+from faster_pruner.model.precision import choose_precision, forward_in
+from faster_pruner.model.table import FAMILIES
+from faster_pruner.objectives.classification import CLASSIFICATION
+from faster_pruner.options import CalibrationOptions, preset
+from tiny import make_model, make_rows
+
+CPU = torch.device("cpu")
+
+
+def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: False)
+    assert choose_precision("auto", CPU) == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision("auto", CPU) == "bfloat16"
+    assert choose_precision("float32", CPU) == "float32"
+    assert choose_precision("bfloat16", torch.device("mps")) == "bfloat16"
+    assert choose_precision("auto", torch.device("mps")) == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert choose_precision("auto", torch.device("cuda")) == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert choose_precision("auto", torch.device("cuda")) == "bfloat16"
+
+
+def test_products_are_bfloat16_and_attention_is_float32() -> None:
+    x, linear = torch.randn(2, 3, 8), torch.nn.Linear(8, 8)
+    q = torch.randn(1, 2, 3, 4)
+    with forward_in("bfloat16", CPU):
+        assert linear(x).dtype == torch.bfloat16
+        assert functional.scaled_dot_product_attention(q.bfloat16(), q, value=q).dtype == torch.float32
+    assert linear(x).dtype == torch.float32
+    with forward_in("float32", CPU):
+        assert linear(x).dtype == torch.float32
+
+
+def test_an_error_ends_it() -> None:
+    linear, q = torch.nn.Linear(8, 8), torch.randn(1, 2, 3, 4).bfloat16()
+    with pytest.raises(ZeroDivisionError), forward_in("bfloat16", CPU):
+        raise ZeroDivisionError
+    assert linear(torch.randn(2, 8)).dtype == torch.float32
+    assert functional.scaled_dot_product_attention(q, q, q).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_cut_in_bfloat16_is_close_to_one_in_float32(family: str) -> None:
+    model, rows, method = make_model(family), make_rows(60), preset("default")
+    subject = Subject(model, sublayers_of(model), CLASSIFICATION)
+    errors: dict[str, float] = {}
+    for precision in ("float32", "bfloat16"):
+        calibrated = calibrate(subject, rows, method, CalibrationOptions(precision=precision))
+        pruned = cut(calibrated, Budget(macs=0.6), method)
+        assert {p.dtype for p in pruned.model.parameters()} == {torch.float32}
+        errors[precision] = sum(result.residual_after or 0.0 for result in pruned.results)
+    assert errors["bfloat16"] == pytest.approx(errors["float32"], rel=0.1, abs=0.05)
