@@ -47,7 +47,7 @@ class _TokenSums:
 
     Attributes:
         n: columns of x.
-        centre: [n + d] float32, the provisional mean; zero until the first tokens are multiplied.
+        centre: [n + d] float32, the provisional mean: that of the first tokens given.
         product: [n, n + d] float32, x' z; blocks of x' x below the diagonal are wrong.
         total: [n + d] float64.
         square: 0-d float64, sum of ||r||^2.
@@ -64,19 +64,25 @@ class _TokenSums:
         self._strip = _STRIP_ON_CPU if on_cpu else _STRIP_ELSEWHERE
         self._tokens = _TOKENS_ON_CPU if on_cpu else _TOKENS_ELSEWHERE
         self._waiting: Tensor | None = None
-        self._filled, self._multiplied = 0, 0
+        self._filled, self._has_centre = 0, False
 
     def add(self, *parts: Tensor) -> None:
         """Add tokens: x [T, n], or x and r [T, d]."""
         count = parts[0].shape[0]
+        widths = [part.shape[1] for part in parts]
+        if count and not self._has_centre:
+            self.centre = torch.cat([part.float().mean(dim=0) for part in parts])
+            self._has_centre = True
+        centres = self.centre.split(widths)
         start = 0
         while start < count:
             if self._waiting is None:
                 self._waiting = torch.empty(self._tokens, self.total.numel(), device=self.product.device)
             stop = min(count, start + self._tokens - self._filled)
             rows = self._waiting[self._filled : self._filled + stop - start]
-            for place, part in zip(rows.split([part.shape[1] for part in parts], dim=1), parts, strict=True):
-                place.copy_(part[start:stop])
+            for place, part, centre in zip(rows.split(widths, dim=1), parts, centres, strict=True):
+                # one pass over memory: collected and centred
+                torch.sub(part[start:stop], centre, out=place)
             self._filled += stop - start
             start = stop
             if self._filled == self._tokens:
@@ -91,11 +97,7 @@ class _TokenSums:
             self._waiting = None
 
     def _multiply(self, z: Tensor) -> None:
-        """Add the tokens z [tokens, n + d] that are filled; z is changed."""
-        filled = z[: self._filled]
-        if self._multiplied == 0:
-            self.centre = filled.mean(dim=0)
-        filled -= self.centre
+        """Add the tokens z [tokens, n + d] that are filled."""
         z[self._filled :].zero_()
         with reduced_products():
             for start in range(0, self.n, self._strip):
@@ -103,7 +105,6 @@ class _TokenSums:
                 self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])
         self.total += z.sum(dim=0).to(self.total.dtype)
         self.square += z[:, self.n :].square().sum().to(self.square.dtype)
-        self._multiplied += self._filled
         self._filled = 0
 
 
@@ -160,7 +161,7 @@ class SecondMoment:
         made = cls(0, about_centre.device)
         made._sums.n, made._sums.product, made._sums.count = about_centre.shape[0], about_centre, count
         made._sums.total, made._sums.centre = total_about_centre, centre
-        made._sums._multiplied, made._mirrored_at = count, count  # pyright: ignore[reportPrivateUsage]
+        made._sums._has_centre, made._mirrored_at = True, count  # pyright: ignore[reportPrivateUsage]
         return made
 
     def plus(self, other: SecondMoment) -> SecondMoment:
