@@ -26,7 +26,7 @@ def test_prune_then_evaluate(checkpoint: Path, data: Path, tmp_path: Path) -> No
         "parameters",
         "weights file",
         "latency, 1 x 32",
-        "residual before",
+        "residual",
         "converged",
         "verified",
     ):

@@ -2,55 +2,115 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from faster_pruner.cli import commands
 from faster_pruner.cli.groups import expanded
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished
 
-_INTERRUPTED = 130
+_USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _say(text: str) -> None:
+    """One line on standard error."""
+    print(f"faster-pruner: {' '.join(text.split())}", file=sys.stderr)
+
+
+class _OneLine(TyperGroup):
+    """Wrong usage is one line, too."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> NoReturn:
+        """Run a command line and exit."""
+        del standalone_mode
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except (typer.Abort, KeyboardInterrupt):
+            _interrupted()
+        except Exception as error:
+            # click's own class, which typer carries under another name in some versions
+            if not hasattr(error, "format_message"):
+                raise
+            _wrong_usage(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _wrong_usage(error: Any) -> NoReturn:
+    """Say what is wrong with a command line, and exit."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = context.command_path if context is not None else "faster-pruner"
+        _say(f"error: {error.format_message().rstrip('.')} (see {command} --help)")
+    sys.exit(_USAGE)
+
 
 app = typer.Typer(
     name="faster-pruner",
     help="Make a fine-tuned transformer physically smaller and faster, without retraining.",
+    cls=_OneLine,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our exceptions and Ctrl-C into one line on standard error and an exit code."""
+def _interrupted() -> NoReturn:
+    """Say what is there, and exit."""
+    written = ", ".join(map(str, finished))
+    _say(f"interrupted; {f'written before that, and complete: {written}' if written else 'nothing was written'}")
+    sys.exit(_INTERRUPTED)
 
-    @functools.wraps(command)
-    def wrapped(**given: object) -> None:
+
+def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn exceptions and Ctrl-C into one line on standard error and an exit code; --debug shows the traceback."""
+
+    def wrapped(*, debug: bool, **given: object) -> None:
         finished.clear()
         try:
             command(**given)
-        except FasterPrunerError as error:
-            print(f"faster-pruner: error: {_with_flag(error)}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            written = ", ".join(map(str, finished))
-            there = f"written before that, and complete: {written}" if written else "nothing was written"
-            print(f"faster-pruner: interrupted; {there}", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from error
+        except KeyboardInterrupt:
+            _interrupted()
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, FasterPrunerError):
+                _say(f"error: {_with_flag(error)}")
+                sys.exit(error.exit_code)
+            _say(
+                f"unforeseen error: {type(error).__name__}: {str(error)[:300]}; this is a bug, please report it "
+                "with what --debug shows"
+            )
+            sys.exit(_UNFORESEEN)
 
+    own = inspect.signature(command)
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
+    wrapped.__signature__ = own.replace(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters=[*own.parameters.values(), debug]
+    )
+    wrapped.__annotations__ = {**command.__annotations__, "debug": Debug}
     return wrapped
 
 
 def _with_flag(error: FasterPrunerError) -> str:
-    """The message on one line, with the flag of the setting that would help."""
-    line = " ".join(str(error).split())
-    return f"{line} (--{error.option.replace('_', '-')})" if error.option else line
+    """The message with the flag of the setting that would help."""
+    return f"{error} (--{error.option.replace('_', '-')})" if error.option else str(error)
 
 
 def _version(show: bool) -> None:
@@ -68,16 +128,15 @@ def _root(  # pyright: ignore[reportUnusedFunction]
     """Make a fine-tuned transformer physically smaller and faster, without retraining."""
 
 
-for _command in (
-    commands.prune,
-    commands.cut,
-    commands.evaluate,
-    commands.export,
-    commands.bench,
-    commands.demo,
+for _command, _example in (
+    (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
+    (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
+    (commands.evaluate, "faster-pruner evaluate smaller --task sst2"),
+    (commands.export, "faster-pruner export smaller --int8 -o smaller.onnx"),
+    (commands.bench, "faster-pruner bench my-bert smaller --batch 1,32 --seq 128"),
+    (commands.demo, "faster-pruner demo"),
 ):
-    _wrapped = _one_line_errors(expanded(_command))
-    app.command(name=_command.__name__)(_wrapped)
+    app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(expanded(_command)))
 
 
 def _terminate(signal_number: int, frame: object) -> None:
@@ -91,4 +150,8 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # a terminal that lacks a character shows another one; it does not end a run
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     app()

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
     from faster_pruner.api.outcome import PruneResult
 
-_NARROWEST = 120
+_NARROWEST = 80
 
 
 def _console() -> Console:
     """Standard output; wide enough for the tables when it is not a terminal."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _NARROWEST))
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(width=_NARROWEST, markup=False, highlight=False)
 
 
 def _show(result: PruneResult, output: Path) -> None:
@@ -51,9 +51,7 @@ def _show(result: PruneResult, output: Path) -> None:
     print_summary(result.report, console)
     console.print(
         f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
-        highlight=False,
         soft_wrap=True,
-        markup=False,
     )
 
 

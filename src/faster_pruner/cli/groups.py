@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
+from faster_pruner.checks import at_least
 from faster_pruner.data.glue import GLUE
 from faster_pruner.errors import OptionError
 from faster_pruner.options import ALLOCATIONS, PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS, AllocationName
@@ -62,6 +63,9 @@ def _options(group: type) -> list[inspect.Parameter]:
     ]
 
 
+# Headings of the options in --help.
+_ROWS, _BUDGET, _METHOD = "Rows", "Budget", "Method and calibration"
+
 Model = Annotated[str, typer.Argument(help="Fine-tuned checkpoint: a local folder or a hub id.", show_default=False)]
 
 
@@ -70,19 +74,26 @@ class DataOptions:
     """What rows a command works on."""
 
     task: Annotated[
-        str | None, typer.Option("--task", help=f"GLUE task: {', '.join(GLUE)}. Other data: give columns.")
+        str | None,
+        typer.Option("--task", help=f"GLUE task: {', '.join(GLUE)}. Other data: give columns.", rich_help_panel=_ROWS),
     ] = None
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Folder with train and validation as jsonl, csv or parquet (.gz too). Default: the hub."
+            "--data",
+            help="Folder with train and validation as jsonl, csv or parquet (.gz too). Default: the hub.",
+            rich_help_panel=_ROWS,
         ),
     ] = None
-    text_column: Annotated[str | None, typer.Option("--text-column", help="Column of the first or only text.")] = None
-    text_pair_column: Annotated[str | None, typer.Option("--text-pair-column", help="Column of the second text.")] = (
-        None
-    )
-    label_column: Annotated[str | None, typer.Option("--label-column", help="Column of the label.")] = None
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Column of the first or only text.", rich_help_panel=_ROWS)
+    ] = None
+    text_pair_column: Annotated[
+        str | None, typer.Option("--text-pair-column", help="Column of the second text.", rich_help_panel=_ROWS)
+    ] = None
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Column of the label.", rich_help_panel=_ROWS)
+    ] = None
 
     def value(self) -> Data:
         """What the options say."""
@@ -97,13 +108,17 @@ class BudgetOptions:
     """What may be left."""
 
     macs: Annotated[
-        float, typer.Option("--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False)
+        float,
+        typer.Option(
+            "--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False, rich_help_panel=_BUDGET
+        ),
     ]
     allocation: Annotated[
         str,
         typer.Option(
             help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
-            "plain transformers opens the result)."
+            "plain transformers opens the result).",
+            rich_help_panel=_BUDGET,
         ),
     ] = "free"
     round_to: Annotated[
@@ -111,6 +126,7 @@ class BudgetOptions:
         typer.Option(
             help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
             show_default=False,
+            rich_help_panel=_BUDGET,
         ),
     ] = None
 
@@ -133,19 +149,31 @@ class BudgetOptions:
 class MethodOptions:
     """A preset, and what is replaced in it."""
 
-    preset_name: Annotated[str, typer.Option("--preset", help=f"Method: {', '.join(PRESETS)}.")] = "default"
-    selection: Annotated[str | None, typer.Option(help=f"Replace the preset's selection: {', '.join(SELECTIONS)}.")] = (
-        None
-    )
-    recovery: Annotated[str | None, typer.Option(help=f"Replace the preset's recovery: {', '.join(RECOVERIES)}.")] = (
-        None
-    )
+    preset_name: Annotated[
+        str, typer.Option("--preset", help=f"Method: {', '.join(PRESETS)}.", rich_help_panel=_METHOD)
+    ] = "default"
+    selection: Annotated[
+        str | None,
+        typer.Option(help=f"Replace the preset's selection: {', '.join(SELECTIONS)}.", rich_help_panel=_METHOD),
+    ] = None
+    recovery: Annotated[
+        str | None,
+        typer.Option(help=f"Replace the preset's recovery: {', '.join(RECOVERIES)}.", rich_help_panel=_METHOD),
+    ] = None
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--no-labels", help="Use the labels of the calibration rows, or none at all."),
+        typer.Option(
+            "--labels/--no-labels",
+            help="Use the labels of the calibration rows, or none at all.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None
-    solver: Annotated[str | None, typer.Option(help=f"Replace the recovery's solver: {', '.join(SOLVERS)}.")] = None
-    ridge: Annotated[float | None, typer.Option(help="Replace the recovery's relative ridge.")] = None
+    solver: Annotated[
+        str | None, typer.Option(help=f"Replace the recovery's solver: {', '.join(SOLVERS)}.", rich_help_panel=_METHOD)
+    ] = None
+    ridge: Annotated[
+        float | None, typer.Option(help="Replace the recovery's relative ridge.", rich_help_panel=_METHOD)
+    ] = None
 
     def value(self) -> Method:
         """The method. Raises OptionError."""
@@ -157,6 +185,7 @@ class MethodOptions:
         return customise(preset(self.preset_name), switches)
 
 
+_MOST_GIB = 1e9
 MaxLength = Annotated[int, typer.Option("--max-length", help="Truncate texts to this many tokens.")]
 MemoryLimit = Annotated[
     float | None,
@@ -176,12 +205,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoi
 class CalibrationGroup:
     """The calibration set and its passes."""
 
-    calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.")] = 2048
-    seed: Annotated[int, typer.Option(help="Seed of the calibration sample.")] = 0
+    calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.", rich_help_panel=_METHOD)] = (
+        2048
+    )
+    seed: Annotated[int, typer.Option(help="Seed of the calibration sample.", rich_help_panel=_METHOD)] = 0
     max_length: MaxLength = 128
     precision: Annotated[
         str,
-        typer.Option(help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it."),
+        typer.Option(
+            help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it.",
+            rich_help_panel=_METHOD,
+        ),
     ] = "auto"
     memory_limit: MemoryLimit = None
 
@@ -220,7 +254,10 @@ def run_on(device: str | None) -> Run:
 
 
 def in_bytes(gib: float | None) -> int | None:
-    """GiB as bytes."""
+    """GiB as bytes. Raises OptionError."""
+    at_least("memory limit", gib, 0.0, optional=True)
+    if gib is not None and gib > _MOST_GIB:
+        raise OptionError(f"memory limit is {gib:g} GiB; it must be at most {_MOST_GIB:g}")
     return None if gib is None else int(gib * 2**30)
 
 

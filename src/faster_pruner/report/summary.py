@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
+from faster_pruner.report.headline import headline
 from faster_pruner.results import Evaluation, PruneReport
 
 # How costs are called.
 COST_WORDS = {"macs": "encoder's MACs", "parameters": "parameters", "bytes": "weights file"}
+
+# Terminals narrower than this get fewer columns.
+_NARROW = 72
 
 
 @dataclass(frozen=True)
@@ -31,25 +37,49 @@ def format_metric(name: str, value: float) -> str:
 
 
 def print_summary(report: PruneReport, console: Console) -> None:
-    """Before and after, then the sublayers, then where the time went."""
-    table = Table(title=f"{report.task}: {report.preset}, {report.macs_kept:.1%} of the encoder's MACs kept")
+    """One line that says it all; before and after; the sublayers; where the time went."""
+    console.print(Text(headline(report), style="bold"))
+    console.print()
+    table = plain_table(f"{report.task}: {report.preset}, {report.macs_kept:.1%} of the encoder's MACs kept")
     for column in ("", "dense", "pruned", "change"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
     for row in [*_metric_rows(report), *_size_rows(report), *_latency_rows(report)]:
         table.add_row(row.what, row.before, row.after, row.change)
     console.print(table)
-    console.print(_sublayer_table(report))
-    stages = ", ".join(f"{stage} {seconds:.1f}\N{NO-BREAK SPACE}s" for stage, seconds in report.seconds.items())
-    console.print(f"[dim]time: {stages}[/dim]")
+    console.print(_sublayer_table(report, narrow=console.width < _NARROW))
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    console.print(Text(_legend(report), style="dim"))
+    console.print(Text(f"time: {stages}", style="dim"))
     if report.verified:
-        console.print(f"[green]verified[/green]: {report.verified}")
+        console.print(Text.assemble(("verified", "green"), f": {report.verified}"))
     for warning in report.warnings:
-        console.print(f"[yellow]note[/yellow]: {warning}")
+        console.print(Text.assemble(("note", "yellow"), f": {warning}"))
+
+
+def plain_table(title: str = "") -> Table:
+    """A table without side borders, narrow enough for 80 columns."""
+    return Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+
+
+def _legend(report: PruneReport) -> str:
+    """The words of the tables, in a few words."""
+    known = {
+        "calibration_error": "calibration_error: mean gap between confidence and accuracy, in points",
+        "loss": "loss: mean cross entropy, in nats",
+    }
+    shown = {name for evaluation in report.before.values() for name in evaluation.metrics}
+    lines = [text for name, text in known.items() if name in shown]
+    lines.append(f"MACs: multiply-accumulates of one row of {report.mean_length:.0f} tokens")
+    if report.latency:
+        lines.append("latency: of rows x tokens, PyTorch eager, both models in turn")
+    if any(row.residual_before is not None for row in report.sublayers):
+        lines.append("residual: relative error against the dense model, before and after the recovery")
+    return "; ".join(lines)
 
 
 def print_evaluations(evaluations: Iterable[Evaluation], console: Console) -> None:
     """One table row per metric and split."""
-    table = Table()
+    table = plain_table()
     for column in ("split", "rows", "metric", "value"):
         table.add_column(column, justify="right" if column in ("rows", "value") else "left")
     for evaluation in evaluations:
@@ -80,7 +110,7 @@ def _size_rows(report: PruneReport) -> list[_Change]:
     dense, pruned = report.dense, report.pruned
     rows = [
         _Change(
-            f"encoder MACs, {report.mean_length:.1f} tokens",
+            "encoder MACs",
             f"{dense.macs / 1e6:.1f} M",
             f"{pruned.macs / 1e6:.1f} M",
             f"{pruned.macs / dense.macs:.1%}",
@@ -111,7 +141,7 @@ def _size_rows(report: PruneReport) -> list[_Change]:
 def _latency_rows(report: PruneReport) -> list[_Change]:
     return [
         _Change(
-            f"latency, {shape.batch} x {shape.sequence} tokens",
+            f"latency, {shape.batch} x {shape.sequence}",
             f"{shape.dense_ms:.1f} ms",
             f"{shape.pruned_ms:.1f} ms",
             f"{shape.speed_up:.2f}x faster" if shape.speed_up >= 1 else f"{1 / shape.speed_up:.2f}x slower",
@@ -120,15 +150,19 @@ def _latency_rows(report: PruneReport) -> list[_Change]:
     ]
 
 
-def _sublayer_table(report: PruneReport) -> Table:
-    table = Table(title="sublayers")
-    for column in ("sublayer", "units kept", "residual before", "after recovery", "solver", "status"):
-        table.add_column(column, justify="left" if column in ("sublayer", "solver", "status") else "right")
+def _sublayer_table(report: PruneReport, *, narrow: bool) -> Table:
+    """What is left of each sublayer, and how well it was repaired; names are never cut."""
+    table = plain_table("sublayers")
+    table.add_column("sublayer", no_wrap=True)
+    table.add_column("units kept", justify="right", no_wrap=True)
+    table.add_column("residual", justify="right", no_wrap=True)
+    if not narrow:
+        table.add_column("solver", no_wrap=True)
+        table.add_column("status", no_wrap=True)
+        table.add_column("steps", justify="right", no_wrap=True)
     for row in report.sublayers:
-        before = "" if row.residual_before is None else f"{row.residual_before:.3f}"
-        after = "" if row.residual_after is None else f"{row.residual_after:.3f}"
-        status = (
-            row.status + (f" ({row.iterations} it.)" if row.iterations else "") + (f": {row.note}" if row.note else "")
-        )
-        table.add_row(row.name, f"{row.units} of {row.units_before}", before, after, row.solver, status)
+        both = (row.residual_before, row.residual_after)
+        residual = " -> ".join(f"{value:.3f}" for value in both if value is not None)
+        cells = [row.name, f"{row.units} of {row.units_before}", residual]
+        table.add_row(*cells, *(() if narrow else (row.solver, row.status, str(row.iterations or ""))))
     return table
