@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install format
+# make test-oldest: the main job on the oldest versions that pyproject.toml allows (in .venv-oldest).
+.PHONY: demo test test-oldest lint install format
 
 # Done again when the dependencies change; works on an existing .venv too.
 .venv/.installed: pyproject.toml constraints.txt
@@ -24,6 +25,18 @@ lint: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		-e . 'accelerate' 'pytest>=8' 'pytest-timeout>=2.3'
+	touch $@
+
+OLDEST := tests/objectives tests/data tests/api/test_prune.py tests/api/test_cut.py tests/api/test_in_memory.py \
+	tests/checkpoint/test_saving.py tests/checkpoint/test_auto_classes.py tests/cli
+# warnings of old versions about themselves are not errors here
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -q -o filterwarnings=default $(OLDEST)
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix src tests benchmarks

@@ -17,13 +17,15 @@ from faster_pruner.checkpoint.saving import round_weights
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import BudgetError
 from faster_pruner.method.algorithm import calibrate, cut
-from faster_pruner.options import PRESETS, AllocationName, CalibrationOptions, Fisher, Method, PrecisionName
+from faster_pruner.options import PRESETS, AllocationName, CalibrationOptions, Fisher, Method, PrecisionName, Scale
 
 _KWON = PRESETS["kwon2022"]
+assert isinstance(_KWON.recovery, Scale)
 METHODS: dict[str, Method] = {
     "search": replace(_KWON, name="search", selection=Fisher(batch=32), recovery=None),
     "rearrange": replace(_KWON, name="rearrange", recovery=None),
     **PRESETS,
+    "kwon2022 whole": replace(_KWON, recovery=replace(_KWON.recovery, whole_targets=True)),
     "default float32": PRESETS["default"],
     "default bucketed": PRESETS["default"],
     "default uniform": PRESETS["default"],

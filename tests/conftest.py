@@ -14,9 +14,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import badness
 import tiny
 
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many bad inputs were tried."""
+    different = len(set(badness.tried))
+    terminalreporter.write_line(f"bad inputs tried: {len(badness.tried)}, {different} of them different")
 
 
 @pytest.fixture(autouse=True)

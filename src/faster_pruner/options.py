@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
+from faster_pruner.checks import (
+    LARGEST_SEED,
+    at_least,
+    made_of,
+    one_of,
+    shown,
+    whole_number,
+    yes_or_no,
+)
 from faster_pruner.errors import OptionError
 
 SelectionName = Literal["fisher", "second-order"]
@@ -21,18 +30,8 @@ SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "chole
 TEACHERS: tuple[TeacherName, ...] = ("dense", "sqrt")
 PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
 ALLOCATIONS: tuple[AllocationName, ...] = ("free", "bucketed", "uniform", "stock")
-
-
-def one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise OptionError when `value` is not allowed."""
-    if value not in allowed:
-        raise OptionError(f"{what} {value!r} does not exist; choose one of: {', '.join(allowed)}")
-
-
-def at_least(what: str, value: float | None, least: float) -> None:
-    """Raise OptionError when `value` is below `least`; None stands for a default."""
-    if value is not None and not value >= least:
-        raise OptionError(f"{what} is {value}; it must be at least {least}")
+# What a row is truncated to holds at least a token beside the two that mark its ends.
+FEWEST_TOKENS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +54,9 @@ class SolverOptions:
 
     def __post_init__(self) -> None:
         one_of("solver", self.name, SOLVERS)
-        at_least("ridge", self.ridge, 0.0)
-        at_least("tolerance", self.tolerance, 0.0)
-        at_least("max_iterations", self.max_iterations, 1)
-        at_least("damp", self.damp, 0.0)
+        for what in ("ridge", "tolerance", "damp"):
+            at_least(what, getattr(self, what), 0.0)
+        whole_number("max_iterations", self.max_iterations, 1, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,8 @@ class Fisher:
     rearrange: bool = False
 
     def __post_init__(self) -> None:
-        at_least("examples per gradient", self.batch, 1)
+        whole_number("examples per gradient", self.batch, 1)
+        yes_or_no("rearrange", self.rearrange)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,8 @@ class SecondOrder:
 
     def __post_init__(self) -> None:
         at_least("damping", self.damping, 0.0)
-        at_least("moment tokens", self.moment_tokens, 1)
-        at_least("elimination block", self.block, 1)
+        whole_number("moment tokens", self.moment_tokens, 1, optional=True)
+        whole_number("elimination block", self.block, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +125,11 @@ class Scale:
     whole_targets: bool = False
 
     def __post_init__(self) -> None:
+        made_of("solver", self.solver, (SolverOptions,))
         one_of("teacher", self.teacher, TEACHERS)
-        at_least("scale limit", self.limit, 0.0)
+        at_least("scale limit", self.limit, 0.0, optional=True)
+        for what in ("skip_first", "read_tokens_only", "whole_targets"):
+            yes_or_no(what, getattr(self, what))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,8 @@ class Weights:
     align: float | None = None
 
     def __post_init__(self) -> None:
-        at_least("alignment ridge", self.align, 0.0)
+        made_of("solver", self.solver, (SolverOptions,))
+        at_least("alignment ridge", self.align, 0.0, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ class Rounds:
     below: float = 0.25
 
     def __post_init__(self) -> None:
-        at_least("rounds", self.count, 1)
+        whole_number("rounds", self.count, 1)
         at_least("share of a strong budget", self.below, 0.0)
 
     def exponents(self, share: float) -> list[float]:
@@ -193,7 +196,12 @@ class Method:
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        at_least("round_to", self.round_to, 1)
+        made_of("name of the method", self.name, (str,))
+        yes_or_no("labels", self.labels)
+        made_of("selection", self.selection, (Fisher, SecondOrder))
+        made_of("recovery", self.recovery, (Scale, Weights, type(None)))
+        made_of("rounds", self.rounds, (Rounds,))
+        whole_number("round_to", self.round_to, 1)
 
     @property
     def align(self) -> float | None:
@@ -213,14 +221,17 @@ class Method:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Method:
-        """What `to_dict` gave. Raises KeyError, TypeError or OptionError on anything else."""
-        parts: dict[str, Any] = {**raw, "rounds": Rounds(**raw["rounds"])}
-        selection: dict[str, Any] = dict(raw["selection"])
-        parts["selection"] = {"fisher": Fisher, "second-order": SecondOrder}[selection.pop("name")](**selection)
-        if raw["recovery"] is not None:
-            recovery: dict[str, Any] = {**raw["recovery"], "solver": SolverOptions(**raw["recovery"]["solver"])}
-            parts["recovery"] = {"scale": Scale, "weights": Weights}[recovery.pop("name")](**recovery)
-        return cls(**parts)
+        """What `to_dict` gave. Raises OptionError on anything else."""
+        try:
+            parts: dict[str, Any] = {**raw, "rounds": Rounds(**raw["rounds"])}
+            selection: dict[str, Any] = dict(raw["selection"])
+            parts["selection"] = {"fisher": Fisher, "second-order": SecondOrder}[selection.pop("name")](**selection)
+            if raw["recovery"] is not None:
+                recovery: dict[str, Any] = {**raw["recovery"], "solver": SolverOptions(**raw["recovery"]["solver"])}
+                parts["recovery"] = {"scale": Scale, "weights": Weights}[recovery.pop("name")](**recovery)
+            return cls(**parts)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OptionError(f"this describes no method ({shown(error)}): {shown(raw)}") from error
 
 
 _KWON_RECOVERY = Scale(
@@ -250,6 +261,12 @@ def preset(name: str) -> Method:
     return PRESETS[name]
 
 
+def as_method(given: Method | str) -> Method:
+    """A preset by name; a method as it is. Raises OptionError."""
+    made_of("method", given, (Method, str))
+    return preset(given) if isinstance(given, str) else given
+
+
 @dataclass(frozen=True, kw_only=True)
 class Switches:
     """Changes to a preset; None leaves a switch alone.
@@ -275,7 +292,9 @@ class Switches:
             one_of("recovery", self.recovery, RECOVERIES)
         if self.solver is not None:
             one_of("solver", self.solver, SOLVERS)
-        at_least("ridge", self.ridge, 0.0)
+        if self.labels is not None:
+            yes_or_no("labels", self.labels)
+        at_least("ridge", self.ridge, 0.0, optional=True)
 
 
 def customise(method: Method, switches: Switches) -> Method:
@@ -332,8 +351,17 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
-        at_least("memory limit", self.memory_limit, 0)
-        at_least("calibration rows", self.rows, 1)
-        at_least("max length", self.max_length, 3)
-        at_least("tokens per batch", self.tokens_per_batch, 1)
-        at_least("seed", self.seed, 0)
+        whole_number("memory limit", self.memory_limit, 0, optional=True)
+        for what, value, least, most in (
+            ("calibration rows", self.rows, 1, None),
+            ("max length", self.max_length, FEWEST_TOKENS, None),
+            ("tokens per batch", self.tokens_per_batch, 1, None),
+            ("seed", self.seed, 0, LARGEST_SEED),
+        ):
+            whole_number(what, value, least, most)
+
+
+def as_calibration(given: CalibrationOptions | None) -> CalibrationOptions:
+    """The options, or the defaults. Raises OptionError."""
+    made_of("calibration", given, (CalibrationOptions, type(None)))
+    return given or CalibrationOptions()

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every reader takes: what is NaN or infinite becomes null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +149,7 @@ class Timing:
         low: 10th percentile, ms.
         high: 90th percentile, ms.
         speed_up: median over the turns of the first model's time in the same runtime / this time.
-        ideal: what the multiply-accumulates would give.
+        ideal: what the multiply-accumulates would give; infinite where none is left.
         peak_mb: peak memory of one forward above the weights; None where it cannot be measured.
         launch_bound: arithmetic is a small part of the time: fewer multiply-accumulates cannot help much.
     """
@@ -190,7 +206,7 @@ class PruneReport:
     """Everything a run has to say; written to `result.json` beside the checkpoint.
 
     Attributes:
-        model: as it was asked for.
+        model: a hub id, or the name of its folder: a report does not tell where things lie on a machine.
         task: a task by name, or what the objective is for.
         preset: the method's name.
         options: budget, method and calibration.
@@ -207,6 +223,7 @@ class PruneReport:
         confidence: of the primary metric, by split.
         latency: measured, by shape.
         calibration_hash: of the rows.
+        calibration_rows: rows that it was calibrated on: those asked for, as far as there were so many.
         opens_plain: whether plain transformers opens the checkpoint.
         verified: what was verified, in words; empty for a result that was not saved.
         environment: versions and hardware.
@@ -230,11 +247,12 @@ class PruneReport:
     confidence: dict[str, Confidence] = field(default_factory=dict)
     latency: list[Latency] = field(default_factory=list)
     calibration_hash: str = ""
+    calibration_rows: int = 0
     opens_plain: bool = False
     verified: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return asdict(self)
+        """A JSON-ready dictionary; what is NaN or infinite is None."""
+        return _finite(asdict(self))

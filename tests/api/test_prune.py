@@ -132,9 +132,8 @@ def test_bad_requests_are_refused_before_any_work(checkpoint: Path, data: Path, 
         prune(checkpoint, Data(columns=Columns(text="x")), macs=0.5)
     (tmp_path / "keep").mkdir()
     (tmp_path / "keep" / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match="not empty") as refused:
+    with pytest.raises(OutputError, match="not empty and holds what this program did not write"):
         prune(checkpoint, sst2(data), macs=0.5, output=tmp_path / "keep")
-    assert refused.value.option == "overwrite"
     tiny.write_jsonl(tmp_path / "few" / "train.jsonl", tiny.make_texts("sst2", 3, 0))
     with pytest.raises(DataError, match="has 3 rows"):
         prune(checkpoint, sst2(tmp_path / "few"), macs=0.5)

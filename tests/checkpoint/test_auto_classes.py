@@ -169,3 +169,16 @@ def test_watching_twice_wraps_once() -> None:
     auto.watch()
     assert factory._get_model_class is wrapped
     assert not hasattr(wrapped.__wrapped__, "__wrapped__")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_config_alone_gives_a_new_model_of_its_sizes(family: str, tmp_path: Path) -> None:
+    case = odd(family)
+    folder = cases.save(case, tmp_path / "pruned")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert {key: value.shape for key, value in model.state_dict().items()} == {
+        key: value.shape for key, value in case.model.state_dict().items()
+    }
+    bare = transformers.AutoModel.from_config(config)
+    assert {s.name: s.units for s in sublayers_of(bare)} == {s.name: s.units for s in case.sublayers}

@@ -51,7 +51,7 @@ def test_it_is_the_shrinking_code_and_literals(name: str) -> None:
     imported |= {
         str(node.module).split(".")[0] for node in ast.walk(ast.parse(own)) if isinstance(node, ast.ImportFrom)
     }
-    assert imported <= {"copy", "inspect", "collections", "dataclasses", "typing", "torch"}
+    assert imported <= {"copy", "inspect", "collections", "dataclasses", "functools", "typing", "torch"}
 
 
 @pytest.mark.parametrize("size", ["uneven", "least"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from badness import bad_input
 from command import run
 
 
@@ -90,6 +91,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     out = tmp_path / "out"
     common = ["prune", checkpoint, "--task", "sst2", "--data", data, "--macs", "0.5", "--output", out]
+    bad_input(" ".join(extra))
     code, text, errors = run(*common, *extra)
     assert code == 2
     assert text == ""

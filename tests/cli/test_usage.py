@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from badness import bad_input
 from command import run
 from faster_pruner.api import evaluate as evaluate_module
 
@@ -29,6 +30,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
 def test_wrong_usage_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    bad_input(" ".join(arguments))
     code, text, errors = run(*arguments)
     assert code == 2
     assert text == ""

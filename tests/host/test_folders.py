@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from faster_pruner.errors import OutputError
-from faster_pruner.host import folders
-from faster_pruner.host.folders import Output, as_output, check_apart, check_folder, replacing
+from faster_pruner.host import folders, places
+from faster_pruner.host.folders import Output, as_output, replacing
+from faster_pruner.host.places import check_apart, check_folder
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -26,6 +28,7 @@ def save(target: Path, text: str = "new", *, overwrite: bool = True) -> None:
     """Write a checkpoint of one file."""
     with replacing(target, overwrite=overwrite) as staging:
         (staging / "config.json").write_text(text)
+        (staging / "result.json").write_text(json.dumps({"files": ["config.json", "result.json"]}))
 
 
 def dead_process() -> int:
@@ -36,29 +39,31 @@ def dead_process() -> int:
 
 
 def test_check_folder(tmp_path: Path) -> None:
-    check_folder(tmp_path / "new", overwrite=False, bytes_needed=10)
-    check_folder(tmp_path / "a" / "b" / "new", overwrite=False, bytes_needed=10)
+    check_folder(tmp_path / "new", overwrite=False)
+    check_folder(tmp_path / "a" / "b" / "new", overwrite=False)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="is a file"):
-        check_folder(tmp_path / "file", overwrite=True, bytes_needed=10)
+        check_folder(tmp_path / "file", overwrite=True)
     full = tmp_path / "full"
     full.mkdir()
-    check_folder(full, overwrite=False, bytes_needed=10)
+    check_folder(full, overwrite=False)
     (full / "precious.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"did not write \('precious.txt'\)") as caught:
+            check_folder(full, overwrite=overwrite)
+        assert caught.value.option == ""
+    save(tmp_path / "ours")
     with pytest.raises(OutputError, match="is not empty; choose another, or ask for it to be replaced") as caught:
-        check_folder(full, overwrite=False, bytes_needed=10)
+        check_folder(tmp_path / "ours", overwrite=False)
     assert caught.value.option == "overwrite"
-    with pytest.raises(OutputError, match="holds no checkpoint"):
-        check_folder(full, overwrite=True, bytes_needed=10)
-    with pytest.raises(OutputError, match="not enough disk space"):
-        check_folder(tmp_path / "new", overwrite=False, bytes_needed=10**18)
+    check_folder(tmp_path / "ours", overwrite=True)
 
 
 def test_a_folder_inside_a_file_is_refused_before_and_after_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for target in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
         with pytest.raises(OutputError, match="cannot lie inside .*file', which is a file"):
-            check_folder(target, overwrite=False, bytes_needed=10)
+            check_folder(target, overwrite=False)
         with pytest.raises(OutputError, match=r"cannot write .*out': "):
             save(target)
     assert (tmp_path / "file").read_text() == "x"
@@ -66,9 +71,9 @@ def test_a_folder_inside_a_file_is_refused_before_and_after_the_work(tmp_path: P
 
 
 def test_a_parent_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders.os, "access", lambda *_: False)
+    monkeypatch.setattr(places.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot write into"):
-        check_folder(tmp_path / "a" / "out", overwrite=False, bytes_needed=0)
+        check_folder(tmp_path / "a" / "out", overwrite=False)
 
 
 def test_an_output_says_where_a_run_writes(tmp_path: Path) -> None:
@@ -77,13 +82,16 @@ def test_an_output_says_where_a_run_writes(tmp_path: Path) -> None:
     assert as_output(output) is output
     assert as_output("somewhere") == Output(folder="somewhere", overwrite=False)
     assert as_output(None).path is None
-    as_output(None).check(bytes_needed=10**18)
+    as_output(None).check()
+    as_output(None).check_space(folder=10**18)
     save(tmp_path / "out")
     output.check()
     with pytest.raises(OutputError, match="is not empty"):
         Output(folder=output.folder).check()
-    with pytest.raises(OutputError, match="not enough disk space"):
-        output.check(bytes_needed=10**18)
+    output.check_space(folder=10)
+    for full in ({"folder": 10**18}, {"statistics": 10**18}):
+        with pytest.raises(OutputError, match="not enough disk space"):
+            Output(folder=tmp_path / "out", statistics=tmp_path / "kept").check_space(**full)
 
 
 def test_statistics_are_kept_apart_from_the_checkpoint(tmp_path: Path) -> None:
@@ -149,10 +157,11 @@ def test_a_good_save_replaces_and_cleans_up(tmp_path: Path, system: bool, monkey
         save(target, text)
     assert (target / "config.json").read_text() == "second"
     assert names(target.parent) == ["out"]
-    with pytest.raises(OutputError, match="meanwhile"):
+    with pytest.raises(OutputError, match=r"meanwhile; the result lies in '.*out-1'"):
         save(target, "third", overwrite=False)
     assert (target / "config.json").read_text() == "second"
-    assert folders.finished == [target, target]
+    assert (target.with_name("out-1") / "config.json").read_text() == "third"
+    assert folders.finished == [target, target, target.with_name("out-1")]
 
 
 def test_what_is_saved_may_be_read_as_the_user_wants_it(tmp_path: Path) -> None:

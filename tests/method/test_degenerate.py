@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
 import tiny
+from badness import bad_input
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
+from faster_pruner.errors import OptionError
+from faster_pruner.linalg.solve import Status
+from faster_pruner.method import recovery
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.objectives.evaluation import predict
@@ -74,6 +79,52 @@ def test_rows_that_are_all_alike_are_matched_by_the_bias(count: int) -> None:
     dense = predict(found.subject.model, found.subject.objective, found.data.batches).values
     kept = predict(pruned.model, found.subject.objective, found.data.batches).values
     assert abs(kept - dense).max() < 1e-4
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("kind", ["alike", "unknown"])
+def test_rows_without_variety_are_pruned_by_every_preset(preset: str, kind: str) -> None:
+    """Trained or not, at a mild and at a strong budget."""
+    bad_input(f"rows that are {kind}, {preset}")
+    method = PRESETS[preset]
+    for model in (untrained(0), tiny.make_model()):
+        rows = rows_of(kind, 0)
+        found = calibrate(tiny.make_subject(model), rows, method, CalibrationOptions(precision="float32"))
+        for share in (0.5, 0.2):
+            pruned = cut(found, Budget(macs=share), method)
+            assert all(torch.isfinite(value).all() for value in pruned.model.state_dict().values())
+            assert any(result.units < result.units_before for result in pruned.results)
+
+
+@pytest.mark.parametrize("taken", sorted(PRESETS))
+@pytest.mark.parametrize("wanted", sorted(PRESETS))
+def test_a_method_whose_statistics_were_not_taken_is_refused(taken: str, wanted: str) -> None:
+    found = calibrate(tiny.make_subject(untrained(0)), tiny.make_rows(12), PRESETS[taken], CalibrationOptions())
+    if {taken, wanted} == {"default"} or "default" not in (taken, wanted):
+        # the published presets need the same
+        assert cut(found, Budget(macs=0.5), PRESETS[wanted]).results
+        return
+    bad_input(f"calibrated for {taken}, cut with {wanted}")
+    with pytest.raises(OptionError, match=f"the method '{wanted}' needs .*, which were not taken") as caught:
+        cut(found, Budget(macs=0.5), PRESETS[wanted])
+    assert ("mask gradients" in str(caught.value)) == (wanted != "default")
+
+
+def test_an_alignment_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sublayer is recovered all the same, and its note says what was left out."""
+    real = recovery.fit_alignment
+
+    def fails(moments: Any, *, ridge: float, offset: bool) -> Any:
+        fitted = real(moments, ridge=ridge, offset=offset)
+        return replace(fitted, solution=replace(fitted.solution, status=Status.BREAKDOWN))
+
+    monkeypatch.setattr(recovery, "fit_alignment", fails)
+    results = cut(calibrated("random", 0), Budget(macs=0.5), DEFAULT).results
+    told = [result for result in results if "alignment: breakdown" in result.note]
+    assert [result.name for result in told] == [result.name for result in results[1:]]
+    assert all("producers left as they were" in result.note for result in told)
+    assert all(result.status == "converged" for result in told)
+    assert all(result.drift_after == result.drift_before for result in told)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

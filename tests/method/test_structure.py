@@ -92,7 +92,7 @@ def test_sublayers_that_the_objective_never_reaches_stay_whole(family: str, pres
     method = replace(PRESETS[preset], labels=False)
     found = calibrated(family, method)
     assert [s.name for s in found.sublayers] == ["layers.0.attention", "layers.0.ffn"]
-    assert found.whole == dict.fromkeys(("layers.1.attention", "layers.1.ffn"), "its part in the objective: none")
+    assert found.whole == dict.fromkeys(("layers.1.attention", "layers.1.ffn"), "the objective reads nothing of it")
     assert all(own.rows > 0 for own in found.statistics.sublayers.values())
     for share in (0.6, 0.2):
         pruned = cut(found, Budget(macs=share), method)

@@ -59,9 +59,9 @@ def test_padding_goes_where_the_tokenizer_puts_it() -> None:
         ([{"text": "w1", "label": [0, 1]}], r"label \[0, 1\] .* is not a class"),
         ([{"text": "w1", "label": float("nan")}], "label nan .* is not a class"),
         ([{"text": "w1", "label": float("inf")}], "label inf .* is not a class"),
-        ([{"text": "w1", "label": "²"}], "label '²' .* is not a class"),
+        ([{"text": "w1", "label": "²"}], "label '²' .* is not one of the model's"),
         ([{"text": "w1", "label": "unknown"}], "'unknown' .* is not one of the model's: label_0, label_1"),
-        ([{"text": None, "label": 0}], "row 0 has no text in column 'text'"),
+        ([{"text": None, "label": 0}], "row 1 .* has no text in column 'text'"),
     ],
 )
 def test_bad_rows_are_one_clear_error(rows: list[dict[str, object]], message: str) -> None:
@@ -76,7 +76,7 @@ def test_classes_come_as_numbers_or_as_text() -> None:
 
 @pytest.mark.parametrize("value", ["high", None, [1.0], float("nan"), float("inf")])
 def test_targets_must_be_numbers(value: object) -> None:
-    with pytest.raises(DataError, match="row 0: label .* is not a number"):
+    with pytest.raises(DataError, match="row 1 .*: label .* is not a number"):
         labels_of([value], config(1))
 
 
@@ -145,7 +145,7 @@ def test_several_labels_by_index_follow_the_names_of_the_data() -> None:
     ],
 )
 def test_bad_lists_of_labels_are_one_clear_error(value: object, message: str) -> None:
-    with pytest.raises(DataError, match=f"row 1: {message}") as caught:
+    with pytest.raises(DataError, match=f"row 2 .*: {message}") as caught:
         labels_of([[0], value], named_config())
     assert "\n" not in str(caught.value)
 

@@ -198,7 +198,8 @@ def test_a_metric_that_is_defined_nowhere_has_no_interval_and_a_constant_one_a_p
         raise ZeroDivisionError
 
     predicted = made([0, 1, 2])
-    assert np.isnan(confidence("m", judged(never), predicted, predicted).change).all()
+    with pytest.raises(DataError, match="m is defined on no sample of the rows"):
+        confidence("m", judged(never), predicted, predicted)
     assert confidence("m", judged(lambda values, labels: 7.0), predicted, predicted).before == (7.0, 7.0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from torch import Tensor
 
 import oracles
 from faster_pruner.errors import BudgetError
-from faster_pruner.selection.elimination import Curve
+from faster_pruner.selection import knapsack
+from faster_pruner.selection.elimination import Curve, additive
 from faster_pruner.selection.knapsack import Item, allocate, kept_units
 
 
@@ -271,3 +274,24 @@ def test_a_sublayer_without_units_takes_part() -> None:
     nothing = Curve(order=torch.arange(0), removed=torch.zeros(1).long(), loss=torch.zeros(1).double())
     items = {"none": item(nothing, 1.0), "some": item(a_curve(4, 1, 0), 1.0)}
     assert allocate(items, [3.0]) == {"none": 0, "some": 3}
+
+
+def test_the_integer_programme_prints_nothing_and_takes_no_time_limit(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """HiGHS writes to the file descriptor; what limits it does not depend on the machine's speed."""
+    asked: dict[str, Any] = {}
+    real = knapsack.milp
+
+    def noisy(*given: Any, **more: Any) -> Any:
+        os.write(1, b"Presolve: noise\n")
+        asked.update(more["options"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(knapsack, "milp", noisy)
+    curve = additive(torch.rand(6, dtype=torch.float64))
+    item = Item(curves=(curve,), costs=lambda keeps: torch.stack([keeps.double(), keeps.double() ** 2]))
+    assert allocate({"a": item, "b": item}, [6.0, 20.0])
+    print("still there")
+    assert capfd.readouterr() == ("still there\n", "")
+    assert set(asked) == {"mip_rel_gap", "node_limit"}

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checks import one_of
 from faster_pruner.costs.cost import Macs, total
-from faster_pruner.errors import OptionError
+from faster_pruner.errors import OptionError, OutputError
+from faster_pruner.host.devices import environment
+from faster_pruner.host.files import beside
+from faster_pruner.host.places import check_file
 from faster_pruner.model.limits import longest_row
 from faster_pruner.model.spec import Sublayer
-from faster_pruner.options import one_of
-from faster_pruner.results import Timing
+from faster_pruner.results import Timing, strict_json
 from faster_pruner.runtimes import RUNTIMES
 from faster_pruner.runtimes.comparison import Entry, compare
+from faster_pruner.runtimes.onnx import require_onnx
+
+# Keys of the file that takes the figures.
+_ENVIRONMENT, _TIMINGS = "environment", "timings"
 
 
 def bench(
@@ -42,6 +51,8 @@ def bench(
         raise OptionError("batches and sequences must be at least 1")
     for runtime in runtimes:
         one_of("runtime", runtime, RUNTIMES)
+    if "onnx" in runtimes:
+        require_onnx()
     run = run or Run()
     device = run.on()
     clock = run.clock(device)
@@ -65,3 +76,26 @@ def bench(
 def _macs(sublayers: Sequence[Sublayer], length: int) -> float:
     """MACs of one row of `length` tokens."""
     return total(Macs({s.stack.name: float(length) for s in sublayers}), sublayers)
+
+
+def check_json(file: Path) -> None:
+    """Before any work: a file may take the figures. Raises OutputError."""
+    check_file(file, parent_exists=True)
+    if not file.exists():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not {_ENVIRONMENT, _TIMINGS} <= found.keys():
+        raise OutputError(
+            f"{str(file)!r} is there already, and holds no figures of an earlier run; it is not replaced: choose "
+            "another name, or move it away"
+        )
+
+
+def write_json(file: Path, timings: Sequence[Timing], run: Run) -> None:
+    """The figures, and what they depend on. Raises OutputError."""
+    found = {_ENVIRONMENT: environment(run.on()), _TIMINGS: [asdict(timing) for timing in timings]}
+    with beside(file) as staging:
+        staging.write_text(strict_json(found), encoding="utf-8")

@@ -10,13 +10,20 @@ from faster_pruner.api.prune import finished
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.saving import check_savable
+from faster_pruner.checkpoint.screening import as_place, check_place
+from faster_pruner.checks import whole_number
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.errors import CheckpointError
 from faster_pruner.host.folders import Output, as_output
-from faster_pruner.method.kept import load_statistics, read_about
+from faster_pruner.host.places import public_name
+from faster_pruner.method.kept import About, load_statistics, read_about
+from faster_pruner.model.precision import usual_torch
 from faster_pruner.report.card import read_licence
 
 
+@usual_torch()
 def cut_again(
     statistics: str | Path,
     *,
@@ -42,14 +49,15 @@ def cut_again(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
+    whole_number("memory limit", memory_limit, 0, optional=True)
     run, folder = run or Run(), Path(statistics)
     budget, target = as_budget(macs), as_output(output)
     given = None if data is None else as_data(data)
     task = None if given is None else describe(given)
     source = None if given is None or task is None else given.source(task)
     about = read_about(folder)
-    name = about.model if model is None else str(model)
-    target.check()
+    name = _where_it_was(about) if model is None else as_place(model)
+    target.check(reads=[name, folder], rows=None if given is None else given.folder)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
@@ -60,9 +68,12 @@ def cut_again(
             {} if source is None or task is None else evaluation_splits(source, task, opened, kept.options.max_length)
         )
         licence = read_licence(name)
-    target.check(bytes_needed=stored_bytes(opened.model, opened.dtype))
+        if target.path is not None:
+            check_savable(opened.model, opened.tokenizer)
+    target.check_space(folder=stored_bytes(opened.model, opened.dtype))
     job = Job(
-        name=name,
+        name=public_name(name),
+        place=name,
         task=about.task if task is None else task.name or about.task,
         calibrated=kept.calibrated,
         budget=with_measured_multiple(budget, subject, clock),
@@ -75,3 +86,16 @@ def cut_again(
         licence=licence,
     )
     return finished(job, target, clock)
+
+
+def _where_it_was(about: About) -> str:
+    """The dense checkpoint, if it is still where it was when the statistics were taken. Raises CheckpointError."""
+    try:
+        place = as_place(about.model)
+        check_place(place)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the dense model is not where it was when the statistics were taken: {error}; say where it is now",
+            option="model",
+        ) from error
+    return place

@@ -27,6 +27,7 @@ from faster_pruner.api.outcome import PruneResult
 from faster_pruner.api.prune import prune
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import quiet_transformers
+from faster_pruner.costs.budget import as_budget
 from faster_pruner.data.batches import pack
 from faster_pruner.data.sources import Rows, Source, load_split
 from faster_pruner.data.tasks import Columns, Data, Task
@@ -61,6 +62,9 @@ def demo(output: Output, *, macs: float = 0.5, seed: int = 0, run: Run | None = 
     """
     run = run or Run()
     output.check()
+    encoder_folder()
+    budget, calibration = as_budget(macs), CalibrationOptions(seed=seed, max_length=_MAX_LENGTH)
+    run.on()
     clock = run.clock()
     with tempfile.TemporaryDirectory(prefix="faster-pruner-demo-") as temporary:
         model, folder = Path(temporary, "docstring-classifier"), Path(temporary, "data")
@@ -70,9 +74,9 @@ def demo(output: Output, *, macs: float = 0.5, seed: int = 0, run: Run | None = 
         return prune(
             model,
             Data(folder=folder, columns=Columns(text=TASK.text_column, label=TASK.label_column)),
-            macs=macs,
+            macs=budget,
             output=output,
-            calibration=CalibrationOptions(seed=seed, max_length=_MAX_LENGTH),
+            calibration=calibration,
             run=run,
         )
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.screening import as_place
+from faster_pruner.checks import whole_number
 from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.evaluation import evaluate as score
 from faster_pruner.objectives.evaluation import predict_rows
-from faster_pruner.options import at_least
+from faster_pruner.options import FEWEST_TOKENS
 from faster_pruner.results import Evaluation
 
 
+@usual_torch()
 def evaluate(
     model: str | Path, data: str | Data, *, max_length: int = 128, run: Run | None = None
 ) -> dict[str, Evaluation]:
@@ -28,14 +32,15 @@ def evaluate(
     Raises:
         InputError: see its subclasses in `errors`.
     """
+    place = as_place(model)
     run, given = run or Run(), as_data(data)
-    at_least("max length", max_length, 3)
+    whole_number("max length", max_length, FEWEST_TOKENS)
     task = describe(given)
     source = given.source(task)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(str(model), device=device)
+        opened = open_checkpoint(place, device=device)
         objective = objective_for(opened, task)
         splits = evaluation_splits(source, task, opened, max_length)
     found: dict[str, Evaluation] = {}

@@ -17,23 +17,27 @@ from faster_pruner.api.outcome import stored_bytes
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
+from faster_pruner.checks import made_of, one_of, whole_number
 from faster_pruner.data.batches import Batch, pack
 from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.errors import OptionError, OutputError
+from faster_pruner.host.places import check_exports, check_space, resolved
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.passes import inference
 from faster_pruner.objectives.evaluation import evaluate, gather
 from faster_pruner.objectives.objective import Objective
-from faster_pruner.options import at_least, one_of
+from faster_pruner.options import FEWEST_TOKENS
 from faster_pruner.progress import StageClock
 from faster_pruner.results import ExportStep
 from faster_pruner.runtimes import FORMATS
 from faster_pruner.runtimes.comparison import SECONDS_BETWEEN_RUNTIMES
-from faster_pruner.runtimes.onnx import Call, OnnxModel, export_onnx, quantise
+from faster_pruner.runtimes.onnx import Call, OnnxModel, export_onnx, quantise, require, require_onnx
 from faster_pruner.runtimes.openvino import export_openvino
 from faster_pruner.runtimes.timing import SHAPES, time_in_turn
 
 _WARM_UP, _TURNS = 3, 15
 _TOKENS_PER_BATCH = 4096
+_SUFFIX, _INT8_SUFFIX = ".onnx", ".int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,48 @@ def export(
         VerificationError: the exported model does not agree with PyTorch.
     """
     one_of("format", to, FORMATS)
-    at_least("max length", max_length, 3)
+    whole_number("max length", max_length, FEWEST_TOKENS)
+    file = _place(model, output)
+    require_onnx()
+    if to == "openvino":
+        require("openvino")
+    check_exports(_written_files(file, to, int8=int8))
     clock = (run or Run()).clock()
     with clock.stage("load"):
         opened = open_checkpoint(str(model), device=torch.device("cpu"))
         rows = None if data is None else _rows(as_data(data), opened, max_length)
-    file = Path(output) if output is not None else Path(model) / "model.onnx"
+    check_space([(file, 2 * stored_bytes(opened.model, torch.float32))])
     steps, calls = _written(opened.model, file, to, int8=int8, clock=clock)
     with clock.stage("evaluation and latency", total=len(steps)), torch.no_grad():
         seconds = _timed(calls, opened.model)
         return [_measured(step, calls[step.name], seconds, rows, clock) for step in steps]
+
+
+def _place(model: str | Path, output: str | Path | None) -> Path:
+    """The `.onnx` file, where links lead. Raises OptionError, OutputError."""
+    made_of("model", model, (str, Path))
+    made_of("output", output, (str, Path, type(None)))
+    if output is None:
+        if not Path(model).is_dir():
+            raise OptionError(
+                f"there is no folder {str(model)!r} here to write into; of a model from the hub, say where the ONNX "
+                "file goes",
+                option="output",
+            )
+        output = Path(model) / "model.onnx"
+    file = resolved(Path(output))
+    if file.is_dir():
+        raise OutputError(f"output {str(output)!r} is a folder; give a file, for instance {str(file / 'model.onnx')!r}")
+    if file.suffix != _SUFFIX:
+        raise OutputError(f"output {str(output)!r} does not end in {_SUFFIX}; give a file that does")
+    return file
+
+
+def _written_files(file: Path, to: str, *, int8: bool) -> list[Path]:
+    """All that an export may write."""
+    found = [file, *([file.with_suffix(_INT8_SUFFIX)] if int8 else [])]
+    found += [exported.with_name(f"{exported.name}.data") for exported in found]
+    return found + ([file.with_suffix(".xml"), file.with_suffix(".bin")] if to == "openvino" else [])
 
 
 def _rows(data: Data, opened: Opened, max_length: int) -> _Rows:
@@ -103,7 +139,7 @@ def _written(
     steps.append(ExportStep(name="ONNX", file=file, megabytes=exported.bytes / 1e6, parity=exported.parity))
     calls["ONNX"] = OnnxModel(file)
     if int8:
-        small = file.with_suffix(".int8.onnx")
+        small = file.with_suffix(_INT8_SUFFIX)
         with clock.stage("quantise"):
             quantise(file, small)
         steps.append(ExportStep(name="ONNX int8", file=small, megabytes=small.stat().st_size / 1e6))

@@ -15,16 +15,19 @@ from faster_pruner.api.job import Job, with_measured_multiple
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.batches import adopt, digest
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.host.folders import Output
+from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.model.passes import device_of
+from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
-from faster_pruner.options import CalibrationOptions, Method, preset
+from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.results import PruneReport
 
 
@@ -57,10 +60,12 @@ class PrunedModel:
             VerificationError: the saved checkpoint did not reproduce the model.
         """
         output = Output(folder=folder, overwrite=overwrite)
-        output.check(bytes_needed=self.report.pruned.bytes)
+        output.check(reads=[self._job.place] if self._job.place else [])
+        output.check_space(folder=self.report.pruned.bytes)
         return save(self._job, self._outcome, output, Run().clock())
 
 
+@usual_torch()
 def prune_model(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -86,9 +91,9 @@ def prune_model(
     Raises:
         InputError: see its subclasses in `errors`.
     """
-    options, device = calibration or CalibrationOptions(), device_of(model)
-    how = preset(method) if isinstance(method, str) else method
-    budget = as_budget(macs)
+    _check_model(model)
+    options, how = as_calibration(calibration), as_method(method)
+    budget, device = as_budget(macs), device_of(model)
     clock = (run or Run()).clock(device)
     if not hasattr(model, "config"):
         raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")
@@ -97,8 +102,10 @@ def prune_model(
     subject = Subject(dense, sublayers_of(dense), objective or objective_of(dense), dtype)
     own = adopt(batches, device)
     budget = with_measured_multiple(budget, subject, clock)
+    place = str(getattr(model.config, "name_or_path", "") or "")
     job = Job(
-        name=str(getattr(model.config, "name_or_path", "")) or type(model).__name__,
+        name=public_name(place) if place else type(model).__name__,
+        place=place,
         task=subject.objective.pipeline_tag or subject.objective.name,
         calibrated=calibrate(subject, own, how, options, clock=clock),
         budget=budget,
@@ -111,3 +118,12 @@ def prune_model(
     pruned: Any = outcome.pruned.model
     given = pruned if dtype == torch.float32 else copy.deepcopy(pruned).to(dtype)
     return PrunedModel(given, outcome.report, job, outcome)
+
+
+def _check_model(model: object) -> None:
+    """Raise UnsupportedModelError for what is no model at all, such as a path."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"{shown(model)} arrived where a model in memory belongs; open a folder with load first, or give it to "
+            "prune"
+        )

@@ -25,7 +25,8 @@ class Job:
     """One cut.
 
     Attributes:
-        name: of the dense model, as it was asked for.
+        name: of the dense model, as others may read it.
+        place: where it was opened; empty for a model in memory.
         task: what it is pruned for, in words.
         calibrated: the dense model and its statistics.
         budget: what may be left; `round_to` is a number or None.
@@ -49,6 +50,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase | None = None
     splits: dict[str, EncodedRows] = field(default_factory=dict[str, EncodedRows])
     licence: str | None = None
+    place: str = ""
 
 
 def subject_of(opened: Opened, objective: Objective) -> Subject:

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from faster_pruner.api import warnings
 from faster_pruner.api.job import Job
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
-from faster_pruner.data.batches import EncodedRows
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
+from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
 from faster_pruner.method.algorithm import cut
-from faster_pruner.method.calibrated import Calibrated, Pruned
+from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.evaluation import Predicted, confidence, evaluate, predict_rows
-from faster_pruner.objectives.objective import Objective
 from faster_pruner.progress import Progress, StageClock
-from faster_pruner.report.card import CARD_FILE, model_card
-from faster_pruner.results import PruneReport, SizeResult, SublayerResult
+from faster_pruner.report.card import CARD_FILE, minimal_card, model_card
+from faster_pruner.results import Confidence, Evaluation, Latency, PruneReport, SizeResult, strict_json
 from faster_pruner.runtimes.timing import measure
 
-RESULT_FILE = "result.json"
 # Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
 MASKS_FILE = "masks.json"
 # Batches of the calibration set that the reopened checkpoint is compared on.
 _BATCHES_TO_VERIFY = 2
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,63 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     pruned = cut(job.calibrated, job.budget, job.method, clock=clock)
     round_weights(pruned.model, subject.dtype)
     mark_as_pruned(pruned.model, pruned.sublayers)
+    measured = _Measured()
     with clock.stage("evaluation", total=2 * len(job.splits)):
-        before = _predict(subject.model, subject.objective, job.splits, clock.progress)
-        after = _predict(pruned.model, subject.objective, job.splits, clock.progress)
-    with clock.stage("latency", total=len(job.timed_on)):
-        timings = measure(subject.model, pruned.model, job.timed_on, progress=clock.progress)
-    quality = _quality(job, before, after)
-    return Outcome(pruned, replace(_report(job, pruned), **quality, seconds=clock.seconds, latency=timings))
+        for split in job.splits:
+            with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
+                _evaluate(job, pruned, split, measured, clock.progress)
+    with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
+        measured.latency = measure(subject.model, pruned.model, job.timed_on, progress=clock.progress)
+    report = replace(
+        _report(job, pruned),
+        before=measured.before,
+        after=measured.after,
+        confidence=measured.confidence,
+        latency=measured.latency,
+        seconds=clock.seconds,
+    )
+    said = [*warnings.of_the_result(report), *warnings.of_the_rows(job), *report.warnings, *measured.warnings]
+    return Outcome(pruned, replace(report, warnings=said))
 
 
-def _predict(
-    model: nn.Module, objective: Objective, splits: Mapping[str, EncodedRows], progress: Progress
-) -> dict[str, Predicted]:
-    """Predictions on every split."""
-    found: dict[str, Predicted] = {}
-    for split, rows in splits.items():
-        found[split] = predict_rows(model, objective, rows)
+@dataclass
+class _Measured:
+    """What could be measured of a model that is pruned already: a measurement that fails costs no more than itself."""
+
+    before: dict[str, Evaluation] = field(default_factory=dict[str, Evaluation])
+    after: dict[str, Evaluation] = field(default_factory=dict[str, Evaluation])
+    confidence: dict[str, Confidence] = field(default_factory=dict[str, Confidence])
+    latency: list[Latency] = field(default_factory=list[Latency])
+    warnings: list[str] = field(default_factory=list[str])
+
+    @contextmanager
+    def unless_it_fails(self, what: str) -> Generator[None]:
+        """An error inside becomes a warning that starts with `what`."""
+        try:
+            yield
+        except Exception as error:  # metrics, objectives and devices are other people's: anything can be wrong
+            self.warnings.append(f"{what}: {one_line(error)}")
+
+
+def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progress: Progress) -> None:
+    """Metrics of one split before and after, with their confidence."""
+    rows = job.splits[split]
+    subject = job.calibrated.subject
+    objective, predicted, found = subject.objective, list[Predicted](), list[Evaluation]()
+    for model in (subject.model, pruned.model):
+        predicted.append(predict_rows(model, objective, rows))
+        found.append(evaluate(predicted[-1], objective, split=split, rows=len(rows)))
         progress.step()
-    return found
+    # both or neither: a metric is read against the other one
+    measured.before[split], measured.after[split] = found
+    primary = found[1].primary
+    with measured.unless_it_fails(f"split {split!r}: {primary} has no confidence interval"):
+        measured.confidence[split] = confidence(primary, objective, *predicted)
 
 
-def _quality(job: Job, before: dict[str, Predicted], after: dict[str, Predicted]) -> dict[str, Any]:
-    """Metrics before and after with their confidence, as fields of the report."""
-    objective = job.calibrated.subject.objective
-    old = {s: evaluate(before[s], objective, split=s, rows=len(rows)) for s, rows in job.splits.items()}
-    new = {s: evaluate(after[s], objective, split=s, rows=len(rows)) for s, rows in job.splits.items()}
-    sure = {s: confidence(new[s].primary, objective, before[s], after[s]) for s in job.splits}
-    return {"before": old, "after": new, "confidence": sure}
+def one_line(error: Exception) -> str:
+    """What an error says, on one line, cut short."""
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def _report(job: Job, pruned: Pruned) -> PruneReport:
@@ -130,8 +160,9 @@ def _report(job: Job, pruned: Pruned) -> PruneReport:
         limits=limits,
         environment=environment(device_of(subject.model)),
         calibration_hash=job.calibration_hash,
+        calibration_rows=calibrated.data.rows,
         opens_plain=opens_with_stock_class(pruned.model, pruned.sublayers),
-        warnings=_warnings(calibrated, pruned.results),
+        warnings=warnings.of_the_method(calibrated, pruned.results),
     )
 
 
@@ -152,12 +183,6 @@ def stored_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
-def _warnings(calibrated: Calibrated, results: Sequence[SublayerResult]) -> list[str]:
-    """Sentences about what did not go as planned."""
-    notes = [f"{s.name}: {s.note}" for s in results if s.note and s.status not in ("skipped", "not reached")]
-    return notes + [f"{name} stays as it is; {why}" for name, why in calibrated.whole.items()]
-
-
 def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> PruneReport:
     """Write beside, reopen, verify, then move into place: the report of what is there now.
 
@@ -174,14 +199,20 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
             verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))
         report = replace(outcome.report, verified=verified, pruned=size, seconds=clock.seconds)
-        _write_reports(staging, job, pruned, report, name=folder.name)
-    return report
+        return _write_reports(staging, job, pruned, report, name=folder.name)
 
 
-def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, *, name: str) -> None:
-    """masks.json, result.json and the model card."""
+def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, *, name: str) -> PruneReport:
+    """masks.json, the model card, and result.json, which lists them all; returns the report that it holds."""
     bits = {sublayer: "".join(map(str, mask.int().tolist())) for sublayer, mask in pruned.masks.items()}
     (folder / MASKS_FILE).write_text(json.dumps(bits, indent=0) + "\n")
-    (folder / RESULT_FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    card = model_card(report, objective=job.calibrated.subject.objective, licence=job.licence, folder=name)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    try:
+        card = model_card(report, objective=job.calibrated.subject.objective, licence=job.licence, folder=name)
+        encoded = card.encode()
+    except Exception as error:  # names and licences are strangers' texts; the weights are worth more than their card
+        report = replace(report, warnings=[*report.warnings, f"the model card is a short one: {one_line(error)}"])
+        encoded = minimal_card(report).encode(errors="replace")
+    (folder / CARD_FILE).write_bytes(encoded)
+    files = sorted({*names_in(folder), RESULT_FILE})
+    (folder / RESULT_FILE).write_text(strict_json({**report.to_json(), FILES: files}), encoding="utf-8")
+    return report

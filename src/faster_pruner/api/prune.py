@@ -10,16 +10,21 @@ from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored
 from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.saving import check_savable
+from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.host.folders import Output, as_output, replacing
+from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
-from faster_pruner.method.kept import About, save_statistics
-from faster_pruner.options import CalibrationOptions, Method, preset
+from faster_pruner.method.kept import About, kept_bytes, save_statistics
+from faster_pruner.model.precision import choose_precision, usual_torch
+from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
 
+@usual_torch()
 def prune(
     model: str | Path,
     data: str | Data,
@@ -48,26 +53,33 @@ def prune(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
-    run, options = run or Run(), calibration or CalibrationOptions()
-    how = preset(method) if isinstance(method, str) else method
+    place = as_place(model)
+    run, options, how = run or Run(), as_calibration(calibration), as_method(method)
     budget, target, given = as_budget(macs), as_output(output), as_data(data)
     task = describe(given)
     source = given.source(task)
-    target.check()
+    target.check(reads=[place], rows=given.folder)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(str(model), device=device)
+        opened = open_checkpoint(place, device=device)
         objective = objective_for(opened, task)
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
-        licence = read_licence(str(model))
-    target.check(bytes_needed=stored_bytes(opened.model, opened.dtype))
+        licence = read_licence(place)
+        if target.path is not None:
+            check_savable(opened.model, opened.tokenizer)
+    precision = choose_precision(options.precision, device)
+    target.check_space(
+        folder=stored_bytes(opened.model, opened.dtype),
+        statistics=kept_bytes(rows, opened.sublayers, how, precision),
+    )
     subject = subject_of(opened, objective)
     budget = with_measured_multiple(budget, subject, clock)
     calibrated = calibrate(subject, rows, how, options, clock=clock)
     job = Job(
-        name=str(model),
+        name=public_name(place),
+        place=place,
         task=task.name or objective.pipeline_tag or objective.name,
         calibrated=calibrated,
         budget=budget,
@@ -87,7 +99,7 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
     """Save the statistics for later cuts, where they are asked for."""
     if output.statistics_path is None:
         return
-    about = About(model=job.name, task=job.task, calibration_hash=job.calibration_hash)
+    about = About(model=job.place, task=job.task, calibration_hash=job.calibration_hash)
     with clock.stage("keep statistics"), replacing(output.statistics_path, overwrite=False) as staging:
         save_statistics(staging, job.calibrated, job.method, job.options, about)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import warnings
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,40 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from faster_pruner.checkpoint.sizes import sized
+from faster_pruner.checkpoint.screening import (
+    CONFIG,
+    as_place,
+    check_config,
+    check_counts,
+    check_place,
+    first_lines,
+    read_json,
+    shapes_in,
+)
+from faster_pruner.checkpoint.sizes import METADATA_KEY, sized
+from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError
 from faster_pruner.model.classes import stock_class
+from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.shrink import without_layer_sizes
 from faster_pruner.model.spec import Sublayer, resolve
 from faster_pruner.model.table import check_supported, family_of
 
-CONFIG = "config.json"
+_NOT_READ = (
+    # how attention is computed is a choice of whoever opens a folder, and not every machine has every way
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    # an old name that transformers writes nowhere and cannot read
+    "use_return_dict",
+)
+# Names that an error message lists.
+_NAMED = 3
 # What transformers raises, somewhere inside, for a config that makes no sense.
-_FROM_A_CONFIG = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
+_FROM_A_CONFIG = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, ImportError),
+    *(AssertionError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True)
@@ -50,35 +75,34 @@ def quiet_transformers() -> Generator[None]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # torch's of matrices without a column, which the model under construction has for a moment
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
-def _check_place(place: str) -> None:
-    """Raise CheckpointError when `place` is a local path that holds no checkpoint."""
-    path = Path(place)
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise CheckpointError(f"{place!r} has no {CONFIG}; give a folder saved by save_pretrained, or a hub id")
-    elif path.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
-        raise CheckpointError(f"model folder {place!r} does not exist or is not a folder")
-
-
 def read_config(place: str) -> dict[str, Any]:
     """config.json of a local folder or hub id. Raises CheckpointError."""
-    _check_place(place)
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(place)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise CheckpointError(f"{place!r} has no readable {CONFIG}: {_first_line(error)}") from error
+    check_place(place)
+    if Path(place).is_dir():
+        config = read_json(Path(place) / CONFIG)
+    else:
+        try:
+            with quiet_transformers():
+                config, _ = PreTrainedConfig.get_config_dict(place)
+        except (OSError, ValueError, HFValidationError) as error:
+            raise CheckpointError(f"{place!r} has no readable {CONFIG}: {first_lines(error)}") from error
     if not config:
-        raise CheckpointError(f"{place!r} is neither a local folder nor a model on the hub that can be reached")
+        raise CheckpointError(f"{place!r} has no readable {CONFIG}: it says nothing")
+    check_config(place, config)
     return config
 
 
+@usual_torch()
 def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Open a pruned (or dense) checkpoint as a stock transformers class with smaller matrices.
 
@@ -91,19 +115,21 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
         CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
         UnsupportedModelError: no family describes it.
     """
-    config = read_config(str(place))
+    where = as_place(place)
+    config = read_config(where)
     stored = _stored_dtype(config)
     if dtype is None:
         dtype = stored if torch.cuda.is_available() else torch.float32
-    return _load(str(place), config, dtype)[0]
+    return _load(where, config, dtype)[0]
 
 
-def open_checkpoint(place: str, *, device: torch.device) -> Opened:
+def open_checkpoint(place: str | Path, *, device: torch.device) -> Opened:
     """Open a checkpoint for pruning or evaluation: float32, on `device`, with its tokenizer.
 
     Raises:
         CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights, or no tokenizer.
     """
+    place = as_place(place)
     config = read_config(place)
     model, sublayers = _load(place, config, torch.float32)
     for name, tensor in model.state_dict().items():
@@ -111,18 +137,24 @@ def open_checkpoint(place: str, *, device: torch.device) -> Opened:
             raise CheckpointError(
                 f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed"
             )
-    tokenizer = _open_tokenizer(place)
+    tokenizer = _open_tokenizer(place, model.config)
+    words: Any = model.get_input_embeddings()
+    if len(tokenizer) > words.num_embeddings:
+        raise CheckpointError(
+            f"{place!r}: the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
+            f"{words.num_embeddings}; save the tokenizer that belongs to it, or resize the embeddings and fine-tune"
+        )
     placed: Any = model
     return Opened(placed.to(device), tokenizer, sublayers, _stored_dtype(config))
 
 
-def _open_tokenizer(place: str) -> PreTrainedTokenizerBase:
+def _open_tokenizer(place: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. transformers makes up one without words where there is none: that is refused."""
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place!r} has no tokenizer: {_first_line(error)}") from error
+            tokenizer = AutoTokenizer.from_pretrained(place, config=config)
+    except (OSError, *_FROM_A_CONFIG) as error:
+        raise CheckpointError(f"{place!r} has no tokenizer: {first_lines(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise CheckpointError(f"{place!r} has no tokenizer files; save the tokenizer beside the model")
     return tokenizer
@@ -142,17 +174,17 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
 
 def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrainedModel, list[Sublayer]]:
     """Open a checkpoint, dense or pruned, without its tokenizer."""
-    if raw.get("pruned_heads"):
-        raise CheckpointError(
-            f"{place!r} lists pruned_heads, which transformers 5 cannot load; start from the unpruned checkpoint"
-        )
     model_type = str(raw.get("model_type", ""))
     check_supported(model_type)
     try:
-        config = AutoConfig.for_model(model_type).from_dict(raw)
+        with quiet_transformers():
+            config = AutoConfig.for_model(model_type).from_dict({k: v for k, v in raw.items() if k not in _NOT_READ})
         stock = _stock_class(model_type, raw)
+        plain = without_layer_sizes(config)
     except _FROM_A_CONFIG as error:
-        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {_first_line(error)}") from error
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
+    shapes = shapes_in(Path(place)) if Path(place).is_dir() else None
+    check_counts(place, plain, shapes, pruned=raw.get(METADATA_KEY) is not None)
     return _open_weights(place, config, stock, dtype)
 
 
@@ -176,21 +208,47 @@ def _open_weights(
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         with quiet_transformers():
-            (model, info), sublayers = from_pretrained_with_sizes(place, config, stock, **options)
+            # misfits are in what it says of the loading, with both shapes
+            (model, info), sublayers = from_pretrained_with_sizes(
+                place, config, stock, ignore_mismatched_sizes=True, **options
+            )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{place!r} has no readable safetensors weights: {_first_line(error)}") from error
+        raise CheckpointError(f"{place!r} has no readable safetensors weights: {first_lines(error)}") from error
     except _FROM_A_CONFIG as error:
-        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {_first_line(error)}") from error
+        raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     except RuntimeError as error:
-        mismatch = (line.strip() for line in str(error).splitlines() if "mismatch" in line)
-        raise CheckpointError(
-            f"{place!r}: the tensors do not fit {CONFIG} ({next(mismatch, _first_line(error))}); "
-            "a checkpoint that another tool has pruned is not supported"
-        ) from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise CheckpointError(f"{place!r} lacks weights for {missing}; give a fine-tuned {stock.__name__} checkpoint")
+        raise CheckpointError(f"{place!r}: the tensors do not fit {CONFIG} ({first_lines(error)})") from error
+    _check_loading(place, stock.__name__, info)
     return model.eval(), sublayers
+
+
+def _check_loading(place: str, name: str, info: dict[str, Any]) -> None:
+    """Raise CheckpointError when tensors of the file and of the model are not the same ones."""
+    if info["mismatched_keys"]:
+        key, there, here = min(info["mismatched_keys"])
+        raise CheckpointError(
+            f"{place!r}: the tensors do not fit {CONFIG}: {key} is {list(there)} in the file, but {list(here)} by "
+            f"{CONFIG}{_and_more(info['mismatched_keys'], 1)}; a checkpoint that another tool has pruned is not "
+            "supported"
+        )
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"{place!r} lacks weights for {_listed(info['missing_keys'])}; give a fine-tuned {name} checkpoint"
+        )
+    if info["unexpected_keys"]:
+        raise CheckpointError(
+            f"{place!r} has weights that a {name} of this {CONFIG} has no place for: "
+            f"{_listed(info['unexpected_keys'])}; give the {CONFIG} that was saved with them"
+        )
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(shown(name)[1:-1] for name in sorted(names)[:_NAMED]) + _and_more(names, _NAMED)
+
+
+def _and_more(names: Collection[object], listed: int) -> str:
+    return f" (and {len(names) - listed} more)" if len(names) > listed else ""
 
 
 def from_pretrained_with_sizes(
@@ -241,8 +299,3 @@ def _own_memory(model: PreTrainedModel) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_meta:
             tensor.data = tensor.data.clone()
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

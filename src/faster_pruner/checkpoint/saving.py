@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from faster_pruner.checkpoint.opening import CONFIG, load, quiet_transformers
+from faster_pruner.checkpoint.opening import load, quiet_transformers
 from faster_pruner.checkpoint.remote import MODULE, remote_code
+from faster_pruner.checkpoint.screening import CONFIG
 from faster_pruner.checkpoint.sizes import build_stock, mark_as_pruned, opens_with_stock_class
 from faster_pruner.data.batches import Batch
-from faster_pruner.errors import OutputError, VerificationError
+from faster_pruner.errors import CheckpointError, OutputError, VerificationError
 from faster_pruner.model.classes import auto_classes_of
 from faster_pruner.model.passes import device_of, inference
 from faster_pruner.model.spec import Sublayer, resolve
@@ -51,13 +54,16 @@ def write_checkpoint(
     stored: Any = copy.deepcopy(model).cpu()
     stored = stored.to(dtype)
     try:
-        with quiet_transformers():
+        with _named("the model"):
             stored.save_pretrained(folder)
-            if tokenizer is not None:
+        if tokenizer is not None:
+            with _named("the tokenizer"):
                 tokenizer.save_pretrained(folder)
         path = folder / CONFIG
         config = json.loads(path.read_text())
         config.pop("auto_map", None)
+        # where a model lay on this machine is nobody else's business
+        config.pop("_name_or_path", None)
         if not opens_with_stock_class(model, sublayers):
             name = type(model).__name__
             config["auto_map"] = dict.fromkeys(auto_classes_of(name, config["model_type"]), f"{MODULE}.{name}")
@@ -66,6 +72,33 @@ def write_checkpoint(
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
+
+
+def check_savable(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Before any work: config, generation config and tokenizer can be written. Raises CheckpointError, OutputError."""
+    given: Any = model
+    with tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
+        with _named("config.json"):
+            given.config.save_pretrained(folder)
+        if getattr(given, "generation_config", None) is not None and given.can_generate():
+            with _named("generation_config.json"):
+                given.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            with _named("the tokenizer"):
+                tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _named(what: str) -> Generator[None]:
+    """What cannot be saved, as an error of ours: transformers raises whatever it comes across."""
+    try:
+        with quiet_transformers():
+            yield
+    except OSError as error:
+        raise OutputError(f"cannot write {what}: {error.strerror or error}") from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{what} of this model cannot be saved: {reason}; mend it there, then prune") from error
 
 
 def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,16 +45,40 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_NARROWEST, markup=False, highlight=False)
 
 
+@contextmanager
+def _printed(otherwise: str = "") -> Generator[Console]:
+    """Standard output for what is shown when all work is done: where it cannot be shown, that is said, and is no error.
+
+    Args:
+        otherwise: what to say then.
+    """
+    try:
+        console = _console()
+        yield console
+        console.file.flush()
+    except (Exception, SystemExit) as error:  # rich ends the program when nobody reads
+        if isinstance(error, SystemExit | BrokenPipeError):
+            # nor may Python's own flush at the end find the pipe broken
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+            reason = "nobody reads it"
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        if otherwise or reason != "nobody reads it":
+            print(
+                f"faster-pruner: the figures could not be printed ({reason}); {otherwise}".rstrip("; "), file=sys.stderr
+            )
+
+
 def _show(result: PruneResult, output: Path) -> None:
     """The summary, and how to open what was saved."""
     from faster_pruner.report import print_summary
 
-    console = _console()
-    print_summary(result.report, console)
-    console.print(
-        f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
-        soft_wrap=True,
-    )
+    with _printed(f"the result is complete, in {output}") as console:
+        print_summary(result.report, console)
+        console.print(
+            f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+            soft_wrap=True,
+        )
 
 
 def prune(
@@ -118,7 +144,8 @@ def evaluate(model: Model, data: DataOptions, running: RunOptions, max_length: M
     from faster_pruner.report import print_evaluations
 
     found = run_evaluate(model, data.value(), max_length=max_length, run=running.value())
-    print_evaluations(found.values(), _console())
+    with _printed() as console:
+        print_evaluations(found.values(), console)
 
 
 def export(
@@ -139,7 +166,9 @@ def export(
     rows = data.value()
     given = rows if rows.described else None
     steps = run_export(model, output=output, to=to, int8=int8, data=given, max_length=max_length, run=run_on(None))
-    print_steps(steps, _console())
+    written = ", ".join(str(step.file) for step in steps if step.file is not None)
+    with _printed(f"written, and complete: {written}") as console:
+        print_steps(steps, console)
 
 
 def bench(
@@ -154,10 +183,12 @@ def bench(
 ) -> None:
     """Time checkpoints on this machine, in turn, at several shapes and in several runtimes."""
     from faster_pruner.api.bench import bench as run_bench
-    from faster_pruner.host.devices import environment
+    from faster_pruner.api.bench import check_json, write_json
     from faster_pruner.report import print_timings
 
     run = running.value()
+    if json_file is not None:
+        check_json(json_file)
     timings = run_bench(
         models,
         runtimes=runtime.split(","),
@@ -165,10 +196,10 @@ def bench(
         sequences=numbers("--seq", seq),
         run=run,
     )
-    print_timings(timings, _console())
     if json_file is not None:
-        found = {"environment": environment(run.on()), "timings": [asdict(timing) for timing in timings]}
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(json_file, timings, run)
+    with _printed() as console:
+        print_timings(timings, console)
 
 
 def demo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,14 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from faster_pruner.checks import is_number, made_of, one_of, shown, whole_number
 from faster_pruner.costs.cost import Bytes, Cost, Macs, Parameters, total
 from faster_pruner.errors import BudgetError
 from faster_pruner.model.spec import Sublayer
-from faster_pruner.options import ALLOCATIONS, AllocationName, at_least, one_of
+from faster_pruner.options import ALLOCATIONS, AllocationName
 from faster_pruner.results import LimitResult
 
 CostName = Literal["macs", "parameters", "bytes"]
 COSTS: tuple[CostName, ...] = ("macs", "parameters", "bytes")
+_MOST = sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +40,20 @@ class Limit:
     def __post_init__(self) -> None:
         if isinstance(self.cost, str):
             one_of("cost", self.cost, COSTS)
+        elif isinstance(self.cost, type) or not all(hasattr(self.cost, part) for part in ("name", "of", "fixed")):
+            raise BudgetError(
+                f"cost {shown(self.cost)} is none; choose one of: {', '.join(COSTS)}, or give a value with name, of() "
+                "and fixed()"
+            )
         if (self.share is None) == (self.amount is None):
             raise BudgetError(f"a limit on {self.name} is a share of the dense model or an amount: give one of the two")
-        if self.share is not None and not 0.0 < self.share < 1.0:
+        if self.share is not None and not (is_number(self.share) and 0.0 < self.share < 1.0):
             raise BudgetError(
-                f"the share of the {self._words} to keep is {self.share:g}; it must be between 0 and 1, "
+                f"the share of the {self._words} to keep is {shown(self.share)}; it must be between 0 and 1, "
                 "for instance 0.5 for half"
             )
-        if self.amount is not None and not 0.0 < self.amount < math.inf:
-            raise BudgetError(f"the limit on {self._words} is {self.amount:g}; it must be above 0")
+        if self.amount is not None and not (is_number(self.amount) and 0.0 < self.amount <= _MOST):
+            raise BudgetError(f"the limit on {self._words} is {shown(self.amount)}; it must be above 0")
 
     @property
     def name(self) -> str:
@@ -82,7 +90,10 @@ class Budget:
         if isinstance(self.round_to, str):
             one_of("round_to", self.round_to, ("auto", "a number"))
         else:
-            at_least("round_to", self.round_to, 1)
+            whole_number("round_to", self.round_to, 1, optional=True)
+        made_of("limits", self.limits, (tuple,))
+        for limit in self.limits:
+            made_of("each of the limits", limit, (Limit,))
         if not self.all_limits:
             raise BudgetError("say what the pruned model may cost, for instance half of the MACs")
 
@@ -146,6 +157,8 @@ def bounds_of(
     for limit in budget.all_limits:
         cost = _make(limit.cost, lengths, bytes_each)
         whole, fixed = total(cost, sublayers), cost.fixed(model, sublayers)
+        if not math.isfinite(whole + fixed):
+            raise BudgetError(f"{limit.name}: the dense model costs {whole + fixed}; a cost must be a finite number")
         most = (limit.share * (whole + fixed) if limit.share is not None else limit.amount or 0.0) - fixed
         if most <= 0:
             raise BudgetError(

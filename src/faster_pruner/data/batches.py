@@ -77,12 +77,14 @@ class EncodedRows:
         labels: one per row, or None.
         padding: the padding value of each key.
         left_padded: whether the tokenizer pads on the left.
+        split: name of the split that they were found under; empty for rows that somebody made.
     """
 
     tokens: Sequence[Mapping[str, Sequence[int]]]
     labels: Sequence[Label] | None
     padding: Mapping[str, int]
     left_padded: bool = False
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,4 +1,4 @@
-"""Rows from local files or the hub, read by the datasets library.
+"""Rows from local files, or from the hub with the datasets library.
 
 A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either
 directly inside it or inside ``<folder>/<task>/``.
@@ -6,16 +6,15 @@ directly inside it or inside ``<folder>/<task>/``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faster_pruner.data.files import READERS, Rows, read_rows
 from faster_pruner.errors import DataError
-
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +43,18 @@ class Source:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """No progress bars of the datasets library: ours is enough."""
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    """Neither progress bars nor log lines of the datasets library: what goes wrong is told by ours."""
+    from datasets.utils import logging as log
 
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
+    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        log.set_verbosity(level)
         if shown:
-            enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def load_split(source: Source, names: Sequence[str]) -> Rows:
@@ -76,31 +77,14 @@ def _local(source: Source, names: Sequence[str]) -> Rows:
     places = [source.folder / source.subfolder, source.folder] if source.subfolder else [source.folder]
     for name in names:
         for place in places:
-            for suffix in _READERS:
+            for suffix in READERS:
                 for file in (place / f"{name}{suffix}", place / f"{name}{suffix}.gz"):
+                    if file.is_dir():
+                        raise DataError(f"{str(file)!r} is a folder; a file of rows is needed")
                     if file.is_file():
-                        return _read(file, suffix)
+                        return read_rows(file, suffix, split=name)
     wanted = f"{names[0]}.jsonl, .csv or .parquet (.gz too)"
     raise DataError(f"{str(places[0])!r} has no file for the split {names[0]!r}: expected {wanted}")
-
-
-def _read(file: Path, suffix: str) -> Rows:
-    """Rows of one file."""
-    import datasets
-
-    extra: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
-    try:
-        with _quiet():
-            loaded = datasets.load_dataset(_READERS[suffix], data_files=str(file), split="train", **extra)
-    except Exception as error:  # the library raises many kinds for a damaged file
-        cause = error.__cause__ or error
-        raise DataError(f"{str(file)!r} cannot be read as {_READERS[suffix]}: {_first_line(cause)}") from error
-    return _rows(loaded)
-
-
-def _rows(loaded: Any) -> Rows:
-    """Plain dictionaries of a data set."""
-    return list(loaded)
 
 
 def _from_hub(source: Source, names: Sequence[str]) -> Rows:
@@ -111,7 +95,8 @@ def _from_hub(source: Source, names: Sequence[str]) -> Rows:
         try:
             with _quiet():
                 loaded = datasets.load_dataset(source.hub, source.hub_config, split=name)
-            return _rows(loaded)
+            rows: list[dict[str, Any]] = list(loaded)  # pyright: ignore[reportAssignmentType]
+            return Rows(rows, place=f"{source.description}, {name}", split=name)
         except ValueError as error:
             if "split" not in str(error).lower():
                 raise DataError(f"data set {source.description} cannot be read: {_first_line(error)}") from error
@@ -135,4 +120,4 @@ def sample(rows: Rows, count: int, seed: int) -> Rows:
 
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
-    return [rows[i] for i in order[:count]]
+    return rows.chosen(order[:count])

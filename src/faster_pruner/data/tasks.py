@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from faster_pruner.checks import made_of
 from faster_pruner.data.sources import Source
 from faster_pruner.errors import DataError, OptionError
 
@@ -45,6 +46,10 @@ class Columns:
     text_pair: str | None = None
     label: str | None = None
 
+    def __post_init__(self) -> None:
+        for what in ("text", "text_pair", "label"):
+            made_of(f"column of the {what.replace('_', ' ')}", getattr(self, what), (str, type(None)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -59,6 +64,11 @@ class Data:
     task: str | None = None
     folder: str | Path | None = None
     columns: Columns = Columns()
+
+    def __post_init__(self) -> None:
+        made_of("task", self.task, (str, type(None)))
+        made_of("folder of the data", self.folder, (str, Path, type(None)))
+        made_of("columns", self.columns, (Columns,))
 
     @property
     def described(self) -> bool:
@@ -114,5 +124,6 @@ class Data:
 
 
 def as_data(given: str | Data) -> Data:
-    """A task's name as data from the hub; data as they are."""
+    """A task's name as data from the hub; data as they are. Raises OptionError."""
+    made_of("data", given, (str, Data))
     return given if isinstance(given, Data) else Data(task=given)

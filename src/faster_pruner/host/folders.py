@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from faster_pruner.checks import made_of, yes_or_no
 from faster_pruner.errors import OutputError
+from faster_pruner.host.marks import strangers
+from faster_pruner.host.places import check_apart, check_folder, check_space, resolved
 
-# What tells a checkpoint from any other folder.
-_CONFIG = "config.json"
-# Free space asked for, as a multiple of the dense checkpoint.
-_SPACE_FACTOR = 1.2
 # Linux' renameat2: paths are relative to the working folder; exchange them. (2 is macOS' RENAME_SWAP, too.)
 _AT_FDCWD = -100
 _EXCHANGE = 2
@@ -39,6 +39,11 @@ class Output:
     overwrite: bool = False
     statistics: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        for what, given in (("output", self.folder), ("folder for the statistics", self.statistics)):
+            made_of(what, given, (str, Path, type(None)))
+        yes_or_no("overwrite", self.overwrite)
+
     @property
     def path(self) -> Path | None:
         """The folder."""
@@ -49,65 +54,30 @@ class Output:
         """The folder for the statistics."""
         return None if self.statistics is None else Path(self.statistics)
 
-    def check(self, *, bytes_needed: int = 0) -> None:
-        """Before any work: raise OutputError unless both folders may be written; see `check_folder`."""
+    def check(self, *, reads: Sequence[str | Path] = (), rows: str | Path | None = None) -> None:
+        """Before any work: raise OutputError unless both folders may be written.
+
+        Args:
+            reads: folders that the run reads (names that are no folders here do no harm); see `check_folder`.
+            rows: folder of the rows, if any.
+        """
+        read, rows = [Path(place) for place in reads], None if rows is None else Path(rows)
         if self.path is not None:
-            check_folder(self.path, overwrite=self.overwrite, bytes_needed=bytes_needed)
+            check_folder(self.path, overwrite=self.overwrite, reads=read, rows=rows)
         if self.statistics_path is not None:
-            check_folder(self.statistics_path, overwrite=False, bytes_needed=bytes_needed)
             if self.path is not None:
                 check_apart(self.path, self.statistics_path)
+            check_folder(self.statistics_path, overwrite=None, reads=read, rows=rows)
+
+    def check_space(self, *, folder: int = 0, statistics: int = 0) -> None:
+        """Before any work: raise OutputError unless that many bytes fit into the folders."""
+        wanted = ((self.path, folder), (self.statistics_path, statistics))
+        check_space((path, size) for path, size in wanted if path is not None)
 
 
 def as_output(given: str | Path | Output | None) -> Output:
     """A path as an output; an output as it is; None for nowhere."""
     return given if isinstance(given, Output) else Output(folder=given)
-
-
-def check_folder(folder: Path, *, overwrite: bool, bytes_needed: int) -> None:
-    """Before any work: the folder may be written.
-
-    Raises:
-        OutputError: it is in the way, its parent cannot be written, or the disk is too full.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output {str(folder)!r} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise OutputError(
-                f"output folder {str(folder)!r} is not empty; choose another, or ask for it to be replaced",
-                option="overwrite",
-            )
-        if not (folder / _CONFIG).is_file():
-            raise OutputError(f"output folder {str(folder)!r} holds no checkpoint ({_CONFIG}); it is not overwritten")
-    parent = _existing_parent(folder)
-    if not parent.is_dir():
-        raise OutputError(f"output {str(folder)!r} cannot lie inside {str(parent)!r}, which is a file")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write into {str(parent)!r}")
-    free = shutil.disk_usage(parent).free
-    if free < _SPACE_FACTOR * bytes_needed:
-        raise OutputError(
-            f"not enough disk space for {str(folder)!r}: {free / 1e6:.0f} MB free, "
-            f"about {_SPACE_FACTOR * bytes_needed / 1e6:.0f} MB needed"
-        )
-
-
-def check_apart(one: Path, other: Path) -> None:
-    """Raise OutputError when two folders that a run writes are the same, or one lies inside the other."""
-    first, second = one.absolute().resolve(), other.absolute().resolve()
-    if first == second or first in second.parents or second in first.parents:
-        raise OutputError(
-            f"{str(one)!r} and {str(other)!r} are both written: give two folders of which none lies inside the other"
-        )
-
-
-def _existing_parent(folder: Path) -> Path:
-    """The nearest parent that exists."""
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
 
 
 # What this process has finished writing: an interruption later on says so.
@@ -118,41 +88,94 @@ finished: list[Path] = []
 def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
 
-    Temporary folders that processes left which were killed are removed.
+    A link is followed, and stays. Temporary folders that processes left which were killed are removed.
 
     Raises:
-        OutputError: the disk fills up, or the folder has come into the way meanwhile.
+        OutputError: the disk fills up, or something that is not ours has come into the way meanwhile: then what was
+            written lies beside it, and the message says where.
     """
-    folder = folder.absolute()
+    target = resolved(folder)
     try:
-        created = _make_parents(folder.parent)
-        _remove_abandoned(folder)
-        prefix = f".{folder.name}.{os.getpid()}-"
-        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=folder.parent))
+        created = _make_parents(target.parent)
+        _remove_abandoned(target)
+        prefix = f".{target.name}.{os.getpid()}-"
+        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
     except OSError as error:
         raise _unwritable(folder, error) from error
+    identity = _identity(staging)
     try:
         with _locked(staging):
             yield staging
-            mask = _umask()
-            staging.chmod(0o777 & ~mask)
-            for inside in staging.rglob("*"):
-                inside.chmod((0o777 if inside.is_dir() else 0o666) & ~mask)
-            if folder.exists():
-                if any(folder.iterdir()) and not overwrite:
-                    raise OutputError(f"output folder {str(folder)!r} was filled by someone else meanwhile")
-                _exchange(staging, folder)
-            else:
-                staging.rename(folder)
-            finished.append(folder)
+            _open_to_readers(staging)
+            if not _put(staging, target, overwrite=overwrite):
+                aside = _put_beside(staging, target)
+                finished.append(aside)
+                raise OutputError(
+                    f"output folder {str(folder)!r} was filled by someone else meanwhile; the result lies in "
+                    f"{str(aside)!r}"
+                )
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
+        if _identity(target) == identity:
+            # asked of the system, so that an interruption right after the swap knows, too
+            finished.append(folder.absolute())
         shutil.rmtree(staging, ignore_errors=True)
-        if not folder.exists():
+        if not target.exists():
             for parent in created:
                 if parent.exists() and not any(parent.iterdir()):
                     parent.rmdir()
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Permissions as the user's umask has them; those of temporary folders are narrower."""
+    mask = _umask()
+    folder.chmod(0o777 & ~mask)
+    for inside in folder.rglob("*"):
+        inside.chmod((0o777 if inside.is_dir() else 0o666) & ~mask)
+
+
+def _put(staging: Path, target: Path, *, overwrite: bool) -> bool:
+    """Move a folder to its place; False where that is taken by what must not be replaced."""
+    if overwrite and target.exists() and any(target.iterdir()):
+        if strangers(target):
+            return False
+        _exchange(staging, target)
+        return True
+    try:
+        # onto an empty folder or none: of two processes that get here at once, one is refused
+        staging.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and target.exists():
+            # another process of ours may have been quicker; it may be replaced like what was there before
+            return overwrite and target.is_dir() and _put(staging, target, overwrite=True)
+        raise
+    return True
+
+
+def _put_beside(staging: Path, target: Path) -> Path:
+    """Move a folder to the first free name beside its place: what is finished is never thrown away."""
+    number = 1
+    while True:
+        aside = target.with_name(f"{target.name}-{number}")
+        if not aside.exists():
+            try:
+                staging.rename(aside)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            else:
+                return aside
+        number += 1
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, under whatever name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:

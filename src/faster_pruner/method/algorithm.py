@@ -14,7 +14,7 @@ import torch
 
 from faster_pruner.costs.budget import Bound, Budget, bounds_of
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
-from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
@@ -60,7 +60,7 @@ def calibrate(
         batches = _batches(subject, rows, method, options, device)
         reading = find_reading(subject.model, subject.sublayers, _most_varied(batches), subject.objective.values)
     by_name = {s.name: s for s in subject.sublayers}
-    unread = (Rule.NONE, Rule.NEVER_RUNS)
+    unread = {Rule.NONE: "the objective reads nothing of it", Rule.NEVER_RUNS: "the forward never gets there"}
     sublayers = [by_name[name] for name in reading.order if reading.rules[name] not in unread]
     if not any(s.units for s in sublayers):
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
@@ -69,7 +69,7 @@ def calibrate(
     data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
     network = Network(subject.model, sublayers)
     calibrated = _taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
-    whole = {name: f"its part in the objective: {rule}" for name, rule in reading.rules.items() if rule in unread}
+    whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
     return replace(calibrated, whole=whole)
 
 
@@ -84,10 +84,12 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
 
     Raises:
         BudgetError: the budget is below what the method can build.
+        OptionError: the method needs statistics that were not taken.
         NumericalError: activations are not finite.
     """
     clock = clock or StageClock(Silent())
     dense = calibrated
+    _require_statistics(dense, method)
     bounds = _bounds(dense, budget)
     sizes = sizes_allowed(dense.sublayers, budget, method)
     teacher = _teacher(dense, method, bounds)
@@ -124,6 +126,27 @@ def _taken(
     with clock.stage("statistics", total=len(data.batches)):
         statistics = take_statistics(network, data, probe, needs=needs, progress=clock.progress)
     return Calibrated(subject, list(network.sublayers), {}, data, reading, statistics)
+
+
+def _require_statistics(calibrated: Calibrated, method: Method) -> None:
+    """Raise OptionError when a method needs what was not taken; the calibration may have been for another method."""
+    needs = Needs.of(method)
+    taken = [calibrated.statistics[s.name] for s in calibrated.sublayers if s.units]
+    missing = [
+        what
+        for what, wanted, found in (
+            ("mask gradients", needs.mask_gradients, all(own.mask_gradients is not None for own in taken)),
+            ("second moments", needs.moments, all(own.x is not None and own.y_gradient is not None for own in taken)),
+            ("targets of the dense model", needs.targets, all(len(own.targets) for own in taken)),
+            ("dense inputs of the producers", needs.sources, any(len(own.sources) for own in taken)),
+        )
+        if wanted and not found
+    ]
+    if missing:
+        raise OptionError(
+            f"the method {method.name!r} needs {' and '.join(missing)}, which were not taken: the calibration was for "
+            "another method; calibrate for this one, or cut with that one"
+        )
 
 
 def _retake(dense: Calibrated, student: Network, method: Method, clock: StageClock) -> Calibrated:

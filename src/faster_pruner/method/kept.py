@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,17 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from faster_pruner.data.batches import Batch
+from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.errors import DataError, InputError
 from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
-from faster_pruner.method.statistics import Statistics, SublayerStatistics
+from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistics
 from faster_pruner.model.passes import PassSetting, device_of
 from faster_pruner.model.precision import choose_precision
 from faster_pruner.model.reading import Reading, Rule
-from faster_pruner.options import CalibrationOptions, Method
+from faster_pruner.model.spec import Sublayer
+from faster_pruner.options import CalibrationOptions, Method, SecondOrder
 
 FORMAT = 3
 _INDEX = "statistics.json"
@@ -74,6 +76,29 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def kept_bytes(rows: EncodedRows, sublayers: Sequence[Sublayer], method: Method, precision: str) -> int:
+    """About what `save_statistics` will write, for rows that have not been passed yet.
+
+    Args:
+        rows: the calibration set.
+        sublayers: all that may take part.
+        method: that decides what is kept.
+        precision: of the pass.
+    """
+    needs, selection = Needs.of(method), method.selection
+    tokens, item = sum(rows.lengths), 2 if precision == "bfloat16" else 4
+    wanted = selection.moment_tokens if isinstance(selection, SecondOrder) else None
+    # sources are kept of what is differentiated
+    differentiated = tokens if wanted is None else min(tokens, wanted * max(s.columns for s in sublayers))
+    # the batches: token ids and mask, rows and labels
+    total = 8 * (tokens * (len(rows.padding) + 1) + 2 * len(rows))
+    for s in sublayers:
+        total += item * s.width * (tokens * needs.targets + differentiated * needs.sources)
+        total += 4 * (s.columns**2 + s.width**2) * needs.moments + 4 * len(rows) * s.units * needs.mask_gradients
+        total += tokens
+    return total
+
+
 def save_statistics(
     folder: Path, calibrated: Calibrated, method: Method, options: CalibrationOptions, about: About
 ) -> None:
@@ -117,9 +142,12 @@ def read_about(folder: Path) -> About:
     """What `statistics.json` says beside the statistics. Raises DataError."""
     raw = _read_index(folder).get("about")
     try:
-        return About(**raw) if isinstance(raw, dict) else About(model="", task="", calibration_hash="")
+        about = About(**raw) if isinstance(raw, dict) else About(model="", task="", calibration_hash="")
     except TypeError as error:
         raise _damaged(folder, error) from error
+    if not all(isinstance(value, str) for value in asdict(about).values()):
+        raise _damaged(folder, TypeError(f"about in {_INDEX} is not what was written"))
+    return about
 
 
 def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None = None) -> Kept:
@@ -136,6 +164,7 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
     index = _read_index(folder)
     if index.get("weights") != weights_digest(subject.model):
         raise DataError(f"the statistics in {str(folder)!r} were taken of other weights than the model's")
+    _check_index(folder, index, subject)
     device = device_of(subject.model)
     shelf = Shelf(default_limit(device) if memory_limit is None else memory_limit)
     by_name = {s.name: s for s in subject.sublayers}
@@ -161,6 +190,31 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
     return Kept(Calibrated(subject, sublayers, whole, data, reading, statistics), method, options)
 
 
+def _check_index(folder: Path, index: dict[str, Any], subject: Subject) -> None:
+    """Raise DataError when `statistics.json` says what `save_statistics` never writes."""
+    order, rules, lengths = (index.get(key) for key in ("order", "rules", "lengths"))
+    batches, differentiated, rows = (index.get(key) for key in ("batches", "differentiated", "rows"))
+    stacks = {s.name: s.stack.name for s in subject.sublayers}
+    wrong = ""
+    if not isinstance(order, list) or not order or not all(isinstance(s, str) and s in stacks for s in order):
+        wrong = "order"
+    elif not isinstance(rules, dict) or not set(order) <= rules.keys():
+        wrong = "rules"
+    elif not isinstance(lengths, dict) or not all(_is_length(lengths.get(stacks[s])) for s in order):
+        wrong = "lengths"
+    elif type(batches) is not int or type(differentiated) is not int or not 0 <= differentiated <= batches:
+        wrong = "batches"
+    elif type(rows) is not int or rows < 1:
+        wrong = "rows"
+    if wrong:
+        raise _damaged(folder, ValueError(f"{wrong} in {_INDEX} is not what was written"))
+
+
+def _is_length(value: object) -> bool:
+    """Whether it is a mean length of rows."""
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
 def _damaged(folder: Path, error: Exception) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(f"the statistics in {str(folder)!r} are damaged: {reason}")
@@ -170,12 +224,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """`statistics.json`. Raises DataError."""
     try:
         index = json.loads((folder / _INDEX).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{str(folder)!r} has no readable {_INDEX}; prune once and keep the statistics", option="keep_statistics"
         ) from error
     form = index.get("format") if isinstance(index, dict) else None
-    if form != FORMAT:
+    if form != FORMAT or type(form) is not int:
         age = "an earlier" if isinstance(form, int) and form < FORMAT else "another"
         raise DataError(
             f"{str(folder)!r}: the statistics are of format {str(form)[:40]}, which {age} faster-pruner wrote; this "

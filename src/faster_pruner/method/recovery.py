@@ -157,17 +157,25 @@ def recover(
                 tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
                 moments = _gather(run, targets, sublayer, tokens)
                 result = _fit(model, sublayer, moments, method.recovery)
-                results.append(replace(result, drift_before=drift.before, drift_after=drift.after))
+                notes = "; ".join(filter(None, (drift.note, result.note)))
+                results.append(replace(result, drift_before=drift.before, drift_after=drift.after, note=notes))
             listener.step()
     return results
 
 
 @dataclass(frozen=True)
 class _Drift:
-    """Relative error of a sublayer's producer inputs against the dense model's, before and after the alignment."""
+    """Relative error of a sublayer's producer inputs against the dense model's, before and after the alignment.
+
+    Attributes:
+        before: None without alignment.
+        after: the same.
+        note: why the producers were left alone; empty when they were re-aimed, or nobody asked for it.
+    """
 
     before: float | None
     after: float | None
+    note: str = ""
 
 
 def _tokens(
@@ -202,7 +210,12 @@ def _align(
     fitted = fit_alignment(moments, ridge=ridge, offset=biased)
     before = moments.error(torch.eye(width, device=moments.x.centre.device), None)
     after = moments.error(fitted.matrix.T, fitted.offset)
-    if not fitted.solution.converged or not after <= before:
+    if not fitted.solution.converged:
+        advice = f"alignment: {fitted.solution.status}: {fitted.solution.advice}; producers left as they were"
+        return _Drift(before, before, advice)
+    if not after <= before + _ERROR_FLOOR:
+        return _Drift(before, before, "alignment fits worse than none; producers left as they were")
+    if not after <= before:
         return _Drift(before, before)
     for producer in sublayer.aimed:
         module = model.get_submodule(producer.path)

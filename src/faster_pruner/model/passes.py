@@ -31,8 +31,35 @@ class PassSetting:
     shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
 
 
+# What every pass needs of what a model returns, whatever its config says: names to read values by, and no attention
+# matrices, which fused attention cannot give. (Hidden states stay: an objective may read them.)
+_RETURNED = {"return_dict": True, "output_attentions": False}
+
+
+@contextmanager
+def _returning_names(model: nn.Module) -> Generator[None]:
+    """A model that returns its values by name and no attention matrices, whatever its config says."""
+    found = {id(own): own for module in model.modules() if (own := getattr(module, "config", None)) is not None}
+    before = [(own, key, getattr(own, key)) for own in found.values() for key in _RETURNED if hasattr(own, key)]
+    changed = [(own, key, value) for own, key, value in before if value != _RETURNED[key]]
+    try:
+        for own, key, _ in changed:
+            setattr(own, key, _RETURNED[key])
+        yield
+    finally:
+        for own, key, value in changed:
+            setattr(own, key, value)
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode, every module called once per forward, and values returned by name."""
+    with _returning_names(model), _calling_once(model):
+        yield
+
+
+@contextmanager
+def _calling_once(model: nn.Module) -> Generator[None]:
     """Eval mode, and every module called once per forward."""
     flags = [(module, module.training) for module in model.modules()]
     chunked = [(module, getattr(module, _CHUNKS)) for module, _ in flags if getattr(module, _CHUNKS, 0)]

@@ -51,6 +51,22 @@ def choose_precision(name: PrecisionName, device: torch.device) -> PrecisionName
 
 
 @contextmanager
+def usual_torch() -> Generator[None]:
+    """Torch as it is when nobody has changed it: float32 by default, and gradients where they are asked for.
+
+    What a caller has set (`torch.set_default_dtype`, `torch.inference_mode`, `torch.set_grad_enabled`) is theirs again
+    afterwards; inside it would change results, or end a pass half-way.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def forward_in(precision: PrecisionName, device: torch.device) -> Generator[None]:
     """Run the forwards inside in `precision` (`auto` is decided by `device`)."""
     if choose_precision(precision, device) == "float32":

@@ -12,6 +12,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -132,12 +133,16 @@ class Nothing(nn.Module):
 class Emptied(nn.Module):
     """Stands for a branch that has no unit left: zero columns, or what its projection makes of them where it holds it.
 
-    Its values keep the shape of the stock module's: a tensor, or a tuple that begins with it and goes on with None.
+    Its values keep the shape of the stock module's: a tensor, or a tuple that begins with it and goes on with attention
+    weights of zero heads [B, 0, S, S] where the stock module returns weights, and with None.
     """
 
-    def __init__(self, returns: int, inside: str = "", projection: nn.Module | None = None) -> None:
-        super().__init__()
-        self.returns, self.inside = returns, inside
+    def __init__(
+        self, returns: int, inside: str = "", projection: nn.Module | None = None, *, config: Any = None
+    ) -> None:
+        # not that of the stock class, which may come next in line
+        nn.Module.__init__(self)
+        self.returns, self.inside, self.config = returns, inside, config
         if projection is not None:
             *folders, name = inside.split(".")
             holder: nn.Module = self
@@ -151,7 +156,44 @@ class Emptied(nn.Module):
         x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         nothing = x.new_zeros((*x.shape[:-1], 0))
         value = self.get_submodule(self.inside)(nothing) if self.inside else nothing
-        return (value, *[None] * (self.returns - 1)) if self.returns else value
+        if not self.returns:
+            return value
+        further: list[Tensor | None] = [None] * (self.returns - 1)
+        if further and x.dim() == 3 and getattr(self.config, "_attn_implementation", None) == "eager":
+            # only attention that is written out has weights to return
+            further[0] = x.new_zeros((x.shape[0], 0, x.shape[1], x.shape[1]))
+        return (value, *further)
+
+    @staticmethod
+    def in_place_of(stock: nn.Module, *args: Any) -> "Emptied":
+        """One that is an instance of the stock module's class, too.
+
+        By that transformers finds the modules whose attention weights it collects.
+        """
+        return _emptied_class(type(stock))(*args, config=getattr(stock, "config", None))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # its class has no name that could be imported
+        stock = None if type(self) is Emptied else type(self).__mro__[2]
+        return _new_emptied, (stock,), self.__dict__
+
+
+@cache
+def _emptied_class(stock: type[nn.Module]) -> type[Emptied]:
+    """Emptied, as a subclass of a stock module's class that shares nothing with it but that."""
+
+    class EmptiedStock(Emptied, stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            Emptied.__init__(self, *args, **kwargs)
+
+    EmptiedStock.__name__ = EmptiedStock.__qualname__ = Emptied.__name__
+    return EmptiedStock
+
+
+def _new_emptied(stock: type[nn.Module] | None) -> Emptied:
+    """One without anything in it, for copy and pickle."""
+    own = Emptied if stock is None else _emptied_class(stock)
+    return own.__new__(own)
 
 
 class KeptEntries:
@@ -308,7 +350,8 @@ def _empty(model: nn.Module, parts: Parts) -> None:
         return
     inside = parts.projection.removeprefix(parts.branch + ".")
     holds = inside != parts.projection
-    _replace(model, parts.branch, Emptied(parts.returns, inside, constant) if holds else Emptied(parts.returns))
+    given = (parts.returns, inside, constant) if holds else (parts.returns,)
+    _replace(model, parts.branch, Emptied.in_place_of(model.get_submodule(parts.branch), *given))
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

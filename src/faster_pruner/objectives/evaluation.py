@@ -97,7 +97,10 @@ def confidence(
         before: of the dense model.
         after: of the pruned model, on the same rows.
         resamples: bootstrap samples of the rows (percentile method, seeded). Those that the metric is not defined on
-            are left out; the intervals are NaN when it is defined on none.
+            are left out.
+
+    Raises:
+        DataError: the metric is defined on none of the samples.
     """
     labels = before.labels
     assert labels is not None
@@ -119,7 +122,9 @@ def confidence(
                 old = compute(before.values[places], labels[places])
                 new = compute(after.values[places], labels[places])
                 found.append((old, new, new - old))
-    finite = [sample for sample in found if np.isfinite(sample).all()] or [(np.nan, np.nan, np.nan)]
+    finite = [sample for sample in found if np.isfinite(sample).all()]
+    if not finite:
+        raise DataError(f"{metric} is defined on no sample of the rows")
     low, high = np.percentile(finite, _PERCENTILES, axis=0)
     intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
     return Confidence(metric=metric, before=intervals[0], after=intervals[1], change=intervals[2])

@@ -61,6 +61,15 @@ def model_card(report: PruneReport, *, objective: Objective, licence: str | None
     return "\n\n".join(parts) + "\n"
 
 
+def minimal_card(report: PruneReport) -> str:
+    """What can be said of every run, for when the whole card cannot be made."""
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- faster-pruner\n- pruned\n---\n\n"
+        f"# A model pruned to {report.macs_kept:.0%} of its encoder's MACs\n\n"
+        "Made by faster-pruner. Open it with `faster_pruner.load`; everything that was measured is in `result.json`.\n"
+    )
+
+
 def _front_matter(report: PruneReport, objective: Objective, licence: str | None, folder: str) -> str:
     """YAML."""
     results = [
@@ -75,7 +84,7 @@ def _front_matter(report: PruneReport, objective: Objective, licence: str | None
         for split, evaluation in report.after.items()
     ]
     data = ModelCardData(
-        base_model=_base_model(report),
+        base_model=report.model,
         library_name="transformers",
         pipeline_tag=objective.pipeline_tag or None,
         license=licence,
@@ -84,11 +93,6 @@ def _front_matter(report: PruneReport, objective: Objective, licence: str | None
         eval_results=results or None,
     )
     return data.to_yaml()
-
-
-def _base_model(report: PruneReport) -> str:
-    """The base model's hub id, or the name of its folder: a card does not tell where things lie on a machine."""
-    return Path(report.model).name if Path(report.model).exists() else report.model
 
 
 def _how_to_open(report: PruneReport, auto_class: str, folder: str) -> str:
@@ -150,15 +154,22 @@ def _provenance(report: PruneReport, licence: str | None) -> str:
     calibration, budget = report.options["calibration"], report.options["budget"]
     return "\n".join(
         [
-            f"* Base model: `{_base_model(report)}`; licence: {licence or 'see the base model'} (inherited)",
+            f"* Base model: `{report.model}`; licence: {licence or 'see the base model'} (inherited)",
             f"* Budget: {_budget(report)}; allocation {budget['allocation']}",
             f"* Method: preset `{report.preset}`, seed {calibration['seed']}",
-            f"* Calibration: task {report.task}, {calibration['rows']} training rows asked for, at most "
+            f"* Calibration: task {report.task}, {_rows(report)}, at most "
             f"{calibration['max_length']} tokens each; SHA-256 of their tokens and labels `{report.calibration_hash}`",
             f"* Verified: {report.verified}",
             "* Everything else, layer by layer: `result.json`",
         ]
     )
+
+
+def _rows(report: PruneReport) -> str:
+    """The rows that it was calibrated on."""
+    asked = report.options["calibration"]["rows"]
+    more = "" if asked == report.calibration_rows else f" (of {asked} asked for)"
+    return f"{report.calibration_rows} training rows{more}"
 
 
 def _budget(report: PruneReport) -> str:

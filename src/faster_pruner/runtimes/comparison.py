@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import tempfile
 import time
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from faster_pruner.checks import one_of
 from faster_pruner.errors import OptionError
 from faster_pruner.model.limits import made_up_inputs
 from faster_pruner.model.passes import inference
-from faster_pruner.options import one_of
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import Timing
 from faster_pruner.runtimes import RUNTIMES
@@ -146,12 +147,19 @@ def _timings(
                 low=1000 * tenths[0],
                 high=1000 * tenths[-1],
                 speed_up=statistics.median(r / t for r, t in zip(reference, times, strict=True)),
-                ideal=macs[dense](sequence) / macs[name](sequence),
+                ideal=_ratio(macs[dense](sequence), macs[name](sequence)),
                 peak_mb=peaks[key],
                 launch_bound=rates[key] < _LAUNCH_BOUND * best[runtime],
             )
         )
     return found
+
+
+def _ratio(dense: float, own: float) -> float:
+    """How many times fewer; infinite where none is left, 1 where there was none."""
+    if own == 0:
+        return math.inf if dense else 1.0
+    return dense / own
 
 
 def _peak_mb(run: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> float | None:

@@ -7,12 +7,12 @@ A model goes out as a function from its input tensors to the tensors that it ret
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from faster_pruner.errors import OptionError, OutputError, VerificationError
-from faster_pruner.host.folders import finished
+from faster_pruner.errors import OptionError, VerificationError
+from faster_pruner.host.files import beside
+from faster_pruner.host.marks import MARK
 from faster_pruner.model.limits import input_names, longest_row, made_up_inputs
 from faster_pruner.model.passes import inference
 
@@ -101,6 +102,12 @@ def require(package: str) -> Any:
         raise OptionError(f"this needs {package}: pip install 'faster-pruner[{extra}]'") from error
 
 
+def require_onnx() -> None:
+    """Raise OptionError where what an export needs is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+
+
 @contextmanager
 def quiet() -> Generator[None]:
     """Warnings and log lines of the exporter are about its own insides."""
@@ -135,8 +142,7 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
         VerificationError: what onnxruntime returns differs by more than 1e-4.
         OutputError: the file cannot be written.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package)
+    require_onnx()
     names = input_names(model)
     batch = torch.export.Dim("batch", min=1, max=65_536)
     sequence = torch.export.Dim("sequence", min=2, max=max(3, longest_row(model)))
@@ -153,11 +159,10 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
             verbose=False,
         )
     size = sum(parameter.nbytes for parameter in model.parameters())
-    with _beside(file) as staging:
-        try:
-            program.save(str(staging), external_data=size > _LARGEST_SINGLE_FILE)
-        except OSError as error:
-            raise OutputError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
+    # only files with this mark are ever replaced
+    program.model.metadata_props[MARK] = version("faster-pruner")
+    with beside(file) as staging:
+        program.save(str(staging), external_data=size > _LARGEST_SINGLE_FILE)
         worst, shapes = parity(model, OnnxModel(staging))
         if not worst <= TOLERANCE:
             raise VerificationError(
@@ -170,7 +175,7 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
 def quantise(exported: Path, file: Path) -> Path:
     """Dynamic int8 quantisation of an exported file by onnxruntime's own tool: weights int8."""
     quantization = require("onnxruntime.quantization")
-    with _beside(file) as staging, quiet():
+    with beside(file) as staging, quiet():
         quantization.quantize_dynamic(str(exported), str(staging), weight_type=quantization.QuantType.QInt8)
         OnnxModel(staging)
     return file
@@ -187,20 +192,6 @@ def parity(model: nn.Module, call: Call) -> tuple[float, list[tuple[int, int]]]:
             for name, expected in _returned(model(**inputs)).items():
                 worst = max(worst, float((getattr(found, name) - expected).abs().max()))
     return worst, shapes
-
-
-@contextmanager
-def _beside(file: Path) -> Generator[Path]:
-    """A temporary file beside `file` that takes its place when the block ends well."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-        staging = Path(folder) / file.name
-        yield staging
-        for extra in Path(folder).iterdir():
-            if extra != staging:
-                extra.replace(file.parent / extra.name)
-        staging.replace(file)
-        finished.append(file)
 
 
 def _bytes(file: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.errors import VerificationError
-from faster_pruner.host.folders import finished
+from faster_pruner.host.files import beside
+from faster_pruner.host.marks import MARK
 from faster_pruner.model.limits import input_names
 from faster_pruner.runtimes.onnx import TOLERANCE, Call, parity, require
 
@@ -33,8 +35,10 @@ def export_openvino(model: nn.Module, exported: Path) -> tuple[Path, Call, float
     openvino = require("openvino")
     file = exported.with_suffix(".xml")
     converted = openvino.convert_model(str(exported))
-    openvino.save_model(converted, str(file), compress_to_fp16=False)
-    finished.append(file)
+    # only files with this mark are ever replaced
+    converted.set_rt_info(version("faster-pruner"), [MARK])
+    with beside(file) as staging:
+        openvino.save_model(converted, str(staging), compress_to_fp16=False)
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = input_names(model)
     outputs = [output.get_any_name() for output in compiled.outputs]

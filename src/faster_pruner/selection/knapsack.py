@@ -8,8 +8,12 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +27,11 @@ from faster_pruner.selection.elimination import Curve
 
 _BINS = 20_000
 _ROUNDING = 1e-12
-# How far, relatively, the integer programme may stop from the best total loss, and after how many seconds it makes do
-# with what it has: to prove the last thousandth can take hours.
-_GAP, _SECONDS = 1e-3, 60.0
+# How far, relatively, the integer programme may stop from the best total loss, and after how many nodes it makes do
+# with what it has: to prove the last thousandth can take hours. A limit in seconds would make what is found depend on
+# the machine.
+_GAP, _NODES = 1e-3, 20_000
+_STDOUT = 1
 
 # The costs [L, P] of keeping numbers of units [P], float64.
 Costs = Callable[[Tensor], Tensor]
@@ -161,18 +167,38 @@ def _choose_under_all(offers: list[Offer], limits: Tensor, bins: int) -> list[in
     costs = torch.cat([each.costs for each in offers], dim=1) / limits[:, None]
     columns = np.arange(sum(sizes))
     one_each = csr_array((np.ones(columns.size), (np.repeat(np.arange(len(sizes)), sizes), columns)))
-    found: Any = milp(
-        losses / max(float(losses.max()), np.finfo(np.float64).tiny),
-        integrality=np.ones(columns.size),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(csr_array(costs.numpy()), -np.inf, 1)],
-        options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
-    )
+    with _no_output():
+        found: Any = milp(
+            losses / max(float(losses.max()), np.finfo(np.float64).tiny),
+            integrality=np.ones(columns.size),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(csr_array(costs.numpy()), -np.inf, 1)],
+            options={"mip_rel_gap": _GAP, "node_limit": _NODES},
+        )
     if found.x is None:
         return [size - 1 for size in sizes]
     points = [int(part.argmax()) for part in np.split(found.x, np.cumsum(sizes)[:-1])]
     # the programme meets its limits up to its own tolerance
     return points if bool((_spent(offers, points) <= limits).all()) else _shrunk(offers, points, limits)
+
+
+@contextmanager
+def _no_output() -> Generator[None]:
+    """Nothing reaches the standard output: HiGHS prints there now and then, past Python, whatever its options say."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+        sys.stdout.flush()
+    try:
+        kept = os.dup(_STDOUT)
+    except OSError:  # closed: nothing to keep clean
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDOUT)
+            yield
+    finally:
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
 
 
 def _shrunk(offers: list[Offer], points: list[int], limits: Tensor) -> list[int]:

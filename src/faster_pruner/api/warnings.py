@@ -1,0 +1,123 @@
+"""What a person should know before trusting a pruned model, as sentences of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import compress
+
+from faster_pruner.api.job import Job
+from faster_pruner.data.batches import Batch
+from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
+from faster_pruner.results import Evaluation, LimitResult, PruneReport, SublayerResult
+
+_TEST = "test"
+# A share of evaluation rows that the calibration has seen, beyond what chance puts into most data sets.
+_SAME_ROWS = 0.01
+_UNKNOWN_TOKENS = 0.5
+# A loss of the judging metric, relative to the dense model's, and a budget, that are worth a word.
+_LARGE_LOSS = 0.05
+_OVERSHOT, _MISSED = 1.001, 0.8
+_MOST_NAMED = 4
+
+
+def of_the_method(calibrated: Calibrated, results: Sequence[SublayerResult]) -> list[str]:
+    """What did not go as planned."""
+    notes = [f"{s.name}: {s.note}" for s in results if s.note and s.status not in ("skipped", "not reached")]
+    return notes + [f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()]
+
+
+def of_the_rows(job: Job) -> list[str]:
+    """What the rows cannot show."""
+    return [*_test_rows(job), *_same_rows(job), *_unknown_tokens(job)]
+
+
+def of_the_result(report: PruneReport) -> list[str]:
+    """Large losses, budgets that are not met or not used, and what was emptied."""
+    return [*_losses(report), *_budgets(report.limits), *_emptied(report.sublayers)]
+
+
+def _test_rows(job: Job) -> Iterator[str]:
+    for split, rows in job.splits.items():
+        if rows.split == _TEST and split != _TEST:
+            yield f"there is no {split} split: what is called {split} here are the rows of the test split"
+
+
+def _same_rows(job: Job) -> Iterator[str]:
+    """Rows that are calibrated on and judged by."""
+    seen = set(_rows_of(job.calibrated.data.batches))
+    for split, rows in job.splits.items():
+        both = sum(tuple(row["input_ids"]) in seen for row in rows.tokens)
+        if both > _SAME_ROWS * len(rows):
+            yield (
+                f"{both} of {len(rows)} {split} rows ({both / len(rows):.0%}) are calibration rows, too: the metrics "
+                "flatter the pruned model"
+            )
+
+
+def _rows_of(batches: Sequence[Batch]) -> Iterator[tuple[int, ...]]:
+    """Token ids of every row of text."""
+    for batch in batches:
+        ids, mask = batch.inputs.get("input_ids"), batch.mask
+        if ids is not None and mask is not None and mask.shape == ids.shape:
+            for row, real in zip(ids.tolist(), mask.tolist(), strict=True):
+                yield tuple(compress(row, real))
+
+
+def _unknown_tokens(job: Job) -> Iterator[str]:
+    unknown = None if job.tokenizer is None else job.tokenizer.unk_token_id
+    if job.tokenizer is None or not isinstance(unknown, int):
+        return
+    marks = set(job.tokenizer.all_special_ids) - {unknown}
+    tokens = [token for row in _rows_of(job.calibrated.data.batches) for token in row if token not in marks]
+    count = tokens.count(unknown)
+    if count > _UNKNOWN_TOKENS * len(tokens):
+        yield (
+            f"{count / len(tokens):.0%} of the calibration tokens are {job.tokenizer.unk_token}: is this the right "
+            "tokenizer, and the right language?"
+        )
+
+
+def _losses(report: PruneReport) -> Iterator[str]:
+    """Splits on which the pruned model is worse by more than chance, and by much."""
+    for split, after in report.after.items():
+        before, sure = report.before.get(split), report.confidence.get(split)
+        if before is None:
+            continue
+        certain = sure is None or not sure.change[0] <= 0 <= sure.change[1]
+        if certain and _loss(before, after) > _LARGE_LOSS * abs(before.value):
+            yield (
+                f"{split}: {after.primary} went from {before.value:.4g} to {after.value:.4g}, a large loss; keep more, "
+                "or calibrate on more rows"
+            )
+
+
+def _loss(before: Evaluation, after: Evaluation) -> float:
+    """How much worse the judging metric is."""
+    change = after.value - before.value
+    return change if after.primary in IN_NATURAL_UNITS else -change
+
+
+def _budgets(limits: Sequence[LimitResult]) -> Iterator[str]:
+    for limit in limits:
+        if limit.pruned > _OVERSHOT * limit.asked:
+            yield f"{limit.cost}: {limit.pruned:.4g} are left where at most {limit.asked:.4g} were asked for"
+    # of several limits, one stops the others from being used up
+    used = [limit.pruned / min(limit.asked, limit.dense) for limit in limits if min(limit.asked, limit.dense) > 0]
+    if used and max(used) < _MISSED:
+        yield (
+            f"only {max(used):.0%} of the budget is used: no larger sizes that are allowed fit into it; ask for "
+            "another budget, or allow more sizes"
+        )
+
+
+def _emptied(results: Sequence[SublayerResult]) -> Iterator[str]:
+    gone = [result.name for result in results if result.units == 0 < result.units_before]
+    if gone and len(gone) == sum(result.units_before > 0 for result in results):
+        yield "nothing is left of any sublayer: the model mixes no tokens any more; ask for a larger budget"
+    elif gone:
+        more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
+        yield (
+            f"{len(gone)} of {len(results)} sublayers have no unit left, only their bias: "
+            f"{', '.join(gone[:_MOST_NAMED])}{more}"
+        )

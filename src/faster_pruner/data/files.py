@@ -1,0 +1,202 @@
+"""Rows of one local file, read strictly: what is no row is refused where it stands, and nothing is guessed.
+
+Texts stay texts: an empty field or one that reads `null` or `NA` is what it says. JSON and CSV must be UTF-8 (with or
+without a byte order mark), with any line ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast, overload
+
+from faster_pruner.checks import shown
+from faster_pruner.errors import DataError
+
+Row = dict[str, Any]
+
+
+class Rows(Sequence[Row]):
+    """Rows, and where each stands in its file or split.
+
+    Attributes:
+        numbers: of the rows where they come from, counted from 1 without a header.
+        place: that file or split, in words.
+        split: the name that it was found under.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], *, numbers: Sequence[int] | None = None, place: str = "", split: str = ""
+    ) -> None:
+        self._rows, self.place, self.split = rows, place, split
+        self.numbers = range(1, len(rows) + 1) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+    def __getitem__(self, place: int | slice) -> Row | Rows:
+        return self._rows[place] if isinstance(place, int) else self.chosen(range(len(self))[place])
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(cast("Sequence[object]", other)) if isinstance(other, Rows | list) else NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def chosen(self, order: Iterable[int]) -> Rows:
+        """Some of the rows, which keep their numbers."""
+        order = list(order)
+        numbers = [self.numbers[i] for i in order]
+        return Rows([self._rows[i] for i in order], numbers=numbers, place=self.place, split=self.split)
+
+    def where(self, i: int) -> str:
+        """Where the i-th of these rows stands, in words."""
+        return f"{self.place}{', ' if self.place else ''}row {self.numbers[i]} (counted from 1)"
+
+
+def read_rows(file: Path, suffix: str, *, split: str) -> Rows:
+    """The rows of a file.
+
+    Args:
+        file: its name ends in `suffix`, or in `.gz` after that.
+        suffix: a key of `READERS`.
+        split: name of the split that it holds.
+
+    Raises:
+        DataError: it cannot be read, or does not hold rows.
+    """
+    try:
+        found = READERS[suffix](file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{file.name!r} is not a whole gzip file: {_reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.name!r} is not UTF-8 text (at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be read: {_reason(error)}") from error
+    return Rows(found, place=file.name, split=split)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _opened(file: Path) -> Generator[Any]:
+    """The text of a file, unpacked where its name says so."""
+    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8-sig", newline="") as stream:
+        yield stream
+
+
+def _json_lines(file: Path) -> list[Row]:
+    """One object per line; empty lines are none."""
+    with _opened(file) as stream:
+        return _from_lines(file, stream)
+
+
+def _from_lines(file: Path, lines: Iterable[str]) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            rows.append(_object(_parsed(line, f"{file.name}, line {number}"), f"{file.name}, line {number}"))
+    return rows
+
+
+def _json(file: Path) -> list[Row]:
+    """A list of objects, or one object per line."""
+    with _opened(file) as stream:
+        text: str = stream.read()
+    if not text.lstrip().startswith("["):
+        return _from_lines(file, text.split("\n"))
+    found: list[Any] = _parsed(text, file.name)
+    return [_object(each, f"{file.name}, row {number}") for number, each in enumerate(found, start=1)]
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A JSON value. Raises DataError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} cannot be read as json: {_reason(error)}") from error
+
+
+def _object(value: Any, where: str) -> Row:
+    """A row. Raises DataError."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is {shown(value)}; a row is an object with a value per column")
+    return cast(Row, value)
+
+
+def _csv(file: Path) -> list[Row]:
+    return _separated(file, ",")
+
+
+def _tsv(file: Path) -> list[Row]:
+    return _separated(file, "\t")
+
+
+def _separated(file: Path, separator: str) -> list[Row]:
+    """Rows of texts, below a line of column names."""
+    rows: list[Row] = []
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        with _opened(file) as stream:
+            reader = csv.reader(stream, delimiter=separator, strict=True)
+            try:
+                header = next(reader, [])
+                _check_header(file, header)
+                for fields in reader:
+                    if len(fields) == len(header):
+                        rows.append(dict(zip(header, fields, strict=True)))
+                    elif fields:
+                        raise DataError(
+                            f"{file.name}: row {len(rows) + 1} (counted from 1) ends in line {reader.line_num} with "
+                            f"{len(fields)} fields where the header names {len(header)} columns; put fields that hold "
+                            "the separator into quotes"
+                        )
+            except csv.Error as error:
+                raise DataError(
+                    f"{file.name} cannot be read as csv: line {reader.line_num}: {_reason(error)}"
+                ) from error
+    finally:
+        csv.field_size_limit(before)
+    return rows
+
+
+def _check_header(file: Path, header: list[str]) -> None:
+    """Raise DataError when two columns have one name."""
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{file.name}: the header names {', '.join(map(repr, twice))} more than once")
+
+
+def _parquet(file: Path) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    if file.suffix == ".gz":
+        raise DataError(f"{file.name!r}: parquet files are not gzipped; unpack it")
+    try:
+        return parquet.ParquetFile(file).read().to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{file.name!r} cannot be read as parquet: {_reason(error)}") from error
+
+
+# By the end of a file's name, in the order in which they are looked for.
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
