@@ -128,7 +128,7 @@ def test_version_and_help() -> None:
 def test_ctrl_c_leaves_nothing_half_written(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     """A real process, interrupted while it works."""
     tiny.write_jsonl(tmp_path / "data" / "sst2" / "train.jsonl", tiny.make_texts("sst2", 4000, 0))
-    tiny.write_jsonl(tmp_path / "data" / "sst2" / "validation.jsonl", tiny.make_texts("sst2", 4000, 1))
+    tiny.write_jsonl(tmp_path / "data" / "sst2" / "validation.jsonl", tiny.make_texts("sst2", 400, 1) * 50)
     out = tmp_path / "results" / "out"
     command = [sys.executable, "-m", "faster_pruner", "prune", checkpoint, "--task", "sst2", "--macs", "0.5"]
     command += ["--data", tmp_path / "data", "--output", out, "--calibration-rows", "4000"]
