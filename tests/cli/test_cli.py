@@ -133,7 +133,14 @@ def test_ctrl_c_leaves_nothing_half_written(checkpoint: Path, data: Path, tmp_pa
     command = [sys.executable, "-m", "faster_pruner", "prune", checkpoint, "--task", "sst2", "--macs", "0.5"]
     command += ["--data", tmp_path / "data", "--output", out, "--calibration-rows", "4000"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
-    with subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [str(c) for c in command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # whoever started the tests in the background has told them to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         seen = ""
         for line in process.stderr:

@@ -59,3 +59,16 @@ def test_dynamic_int8_is_close(family: str, names: set[str]) -> None:
     expected, found = logits_of(model, inputs_of(family)), logits_of(quantised, inputs_of(family))
     assert not torch.equal(found, expected)
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize("names", [EMPTIED, EVERYTHING], ids=["some", "all"])
+def test_torchao_int8_is_close(names: set[str], config: str) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = emptied("bert", names).model
+    quantised: Any = copy.deepcopy(model)
+    quantization.quantize_(quantised, getattr(quantization, config)())
+    expected, found = logits_of(model, inputs_of("bert")), logits_of(quantised, inputs_of("bert"))
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

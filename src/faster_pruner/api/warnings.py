@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import compress
 
+import torch
+
 from faster_pruner.api.job import Job
+from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import Batch
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
@@ -24,7 +27,17 @@ _MOST_NAMED = 4
 def of_the_method(calibrated: Calibrated, results: Sequence[SublayerResult]) -> list[str]:
     """What did not go as planned."""
     notes = [f"{s.name}: {s.note}" for s in results if s.note and s.status not in ("skipped", "not reached")]
-    return notes + [f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()]
+    whole = [f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()]
+    return [*notes, *whole, *_smallest_sensible(calibrated, results)]
+
+
+def _smallest_sensible(calibrated: Calibrated, results: Sequence[SublayerResult]) -> Iterator[str]:
+    """Where nothing is left: the budget that leaves something everywhere."""
+    if any(result.units for result in results):
+        return
+    cost, whole = Macs(calibrated.data.lengths), total(Macs(calibrated.data.lengths), calibrated.sublayers)
+    least = sum(float(cost.of(s, torch.tensor([min(1, s.units)]))[0]) for s in calibrated.sublayers)
+    yield f"one unit in every sublayer takes {least / whole:.2g} of the MACs: no smaller budget makes sense"
 
 
 def of_the_rows(job: Job) -> list[str]:

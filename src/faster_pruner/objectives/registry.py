@@ -28,7 +28,7 @@ def objective_of(model: Any) -> Objective:
     for auto in auto_classes_of(name, str(getattr(config, "model_type", ""))):
         if auto in _BY_AUTO_CLASS:
             return _BY_AUTO_CLASS[auto](config)
+    known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in _BY_AUTO_CLASS)
     raise UnsupportedModelError(
-        f"this is a {name}; supported are models that {', '.join(_BY_AUTO_CLASS)} opens (any other one can be pruned "
-        "from Python, for an objective of your own)"
+        f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your own)"
     )
