@@ -30,5 +30,6 @@ def objective_of(model: Any) -> Objective:
             return _BY_AUTO_CLASS[auto](config)
     known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in _BY_AUTO_CLASS)
     raise UnsupportedModelError(
-        f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your own)"
+        f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your "
+        "own)"
     )
