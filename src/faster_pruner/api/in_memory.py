@@ -17,18 +17,25 @@ from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
-from faster_pruner.data.batches import adopt, digest
+from faster_pruner.data.batches import Batch, adopt, digest
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.host.folders import Output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.model.passes import device_of
+from faster_pruner.model.detection.detect import detect
+from faster_pruner.model.detection.proof import proved
+from faster_pruner.model.passes import device_of, inference
 from faster_pruner.model.precision import usual_torch
+from faster_pruner.model.spec import Sublayer, resolve
+from faster_pruner.model.table import FAMILIES, check_supported
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.results import PruneReport
+
+# Rows that a model is run on to find out what it consists of.
+_ROWS_TO_LOOK_AT = 2
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,12 @@ class PrunedModel:
             The report with what was verified.
 
         Raises:
+            UnsupportedModelError: the family table has no row for the model: it can be pruned, but not reopened yet.
             OutputError: the folder is in the way or cannot be written.
             VerificationError: the saved checkpoint did not reproduce the model.
         """
+        config: Any = self.model.config
+        check_supported(str(getattr(config, "model_type", "")))
         output = Output(folder=folder, overwrite=overwrite)
         output.check(reads=[self._job.place] if self._job.place else [])
         output.check_space(folder=self.report.pruned.bytes)
@@ -66,6 +76,17 @@ class PrunedModel:
 
 
 @usual_torch()
+def _sublayers(model: nn.Module, batch: Batch) -> list[Sublayer]:
+    """As the family table has them; those of other transformers models are found by running them, and proved."""
+    config: Any = model.config
+    if getattr(config, "model_type", None) in FAMILIES:
+        return sublayers_of(model)
+    few = {key: value[:_ROWS_TO_LOOK_AT] for key, value in batch.inputs.items()}
+    with inference(model):
+        family, _ = proved(model, detect(model, few).family, few)
+    return resolve(model, family)
+
+
 def prune_model(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -79,7 +100,9 @@ def prune_model(
     """Prune a transformers model that is in memory; nothing is read, written or evaluated.
 
     Args:
-        model: of a supported class, dense or pruned before, on any device and in any dtype. It is left as it was.
+        model: of the transformers library, on any device and in any dtype, dense or pruned before; it is left as it
+            was. Where the family table has no row for it, its sublayers are found by running it, and proved, or it is
+            refused.
         batches: the calibration set, anything that gives dictionaries of tensors (a DataLoader, a list): what the model
             is called with, and `labels` if the method uses them.
         macs: share of the MACs of the sublayers to keep, or a `Budget`.
@@ -99,8 +122,8 @@ def prune_model(
         raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")
     dtype = next(model.parameters()).dtype
     dense = model if dtype == torch.float32 else copy.deepcopy(model).float()
-    subject = Subject(dense, sublayers_of(dense), objective or objective_of(dense), dtype)
     own = adopt(batches, device)
+    subject = Subject(dense, _sublayers(dense, own[0]), objective or objective_of(dense), dtype)
     budget = with_measured_multiple(budget, subject, clock)
     place = str(getattr(model.config, "name_or_path", "") or "")
     job = Job(

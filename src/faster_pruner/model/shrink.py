@@ -62,6 +62,7 @@ class Follower:
         axis: of the tensor along which the units lie; None for a plain number.
         argument: whether the tensor is an argument of the module's forward, which other modules share (a position
             bias).
+        whole: entries of the argument when no unit is gone; along a longer axis they repeat (one set for each row).
     """
 
     module: str
@@ -69,6 +70,7 @@ class Follower:
     per_unit: int = 1
     axis: int | None = None
     argument: bool = False
+    whole: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,11 +199,15 @@ def _new_emptied(stock: type[nn.Module] | None) -> Emptied:
 
 
 class KeptEntries:
-    """A forward pre-hook: of an argument with entries for all units, hand on those of the units that are left."""
+    """A forward pre-hook: of an argument with entries for all units, hand on those of the units that are left.
+
+    Where the module returns its argument for the next layer to use (T5), `restore` puts all entries back.
+    """
 
     def __init__(self, module: nn.Module, follower: Follower) -> None:
+        self.given: dict[int, tuple[Tensor, Tensor]] = {}
         names = [name for name in inspect.signature(module.forward).parameters if name != "self"]
-        self.name, self.axis = follower.name, follower.axis
+        self.name, self.axis, self.whole = follower.name, follower.axis, follower.whole
         self.position = names.index(follower.name) if follower.name in names else len(names)
 
     @staticmethod
@@ -213,11 +219,31 @@ class KeptEntries:
         """Replace the argument."""
         kept = module.get_buffer(self.buffer(self.name))
         if isinstance(kwargs.get(self.name), Tensor):
-            kwargs = {**kwargs, self.name: kwargs[self.name].index_select(self.axis, kept)}
+            kwargs = {**kwargs, self.name: self._chosen(kwargs[self.name], kept)}
         elif len(args) > self.position and isinstance(args[self.position], Tensor):
-            chosen = args[self.position].index_select(self.axis, kept)
+            chosen = self._chosen(args[self.position], kept)
             args = (*args[: self.position], chosen, *args[self.position + 1 :])
         return args, kwargs
+
+    def _chosen(self, tensor: Tensor, kept: Tensor) -> Tensor:
+        """The entries that are left."""
+        assert self.axis is not None
+        size = tensor.shape[self.axis]
+        if self.whole and size > self.whole:
+            starts = torch.arange(0, size, self.whole, device=kept.device)
+            kept = (starts[:, None] + kept).flatten()
+        chosen = tensor.index_select(self.axis, kept)
+        self.given[id(chosen)] = chosen, tensor
+        return chosen
+
+    def restore(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+        """A forward hook: of what the module returns, put the argument back as it was given."""
+        del module
+        given = kwargs.get(self.name, args[self.position] if len(args) > self.position else None)
+        chosen, whole = self.given.pop(id(given), (None, None))
+        if chosen is None or not isinstance(value, tuple):
+            return value
+        return tuple(whole if each is chosen else each for each in value)
 
 
 def shrink(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
@@ -325,7 +351,7 @@ def _count(module: nn.Module, names: tuple[str, ...], value: int) -> None:
 def _follow(module: nn.Module, follower: Follower, keep: Tensor, device: torch.device) -> None:
     """Update one follower; what it is given comes on `device`."""
     if follower.axis is None:
-        setattr(module, follower.name, follower.per_unit * keep.numel())
+        _set_number(module, follower.name, follower.per_unit * keep.numel())
         return
     index = _entries(keep, follower.per_unit)
     if not follower.argument:
@@ -336,7 +362,20 @@ def _follow(module: nn.Module, follower: Follower, keep: Tensor, device: torch.d
         _select(module, buffer, index, axis=0)
         return
     module.register_buffer(buffer, index.to(device))
-    module.register_forward_pre_hook(KeptEntries(module, follower), with_kwargs=True)
+    entries = KeptEntries(module, follower)
+    module.register_forward_pre_hook(entries, with_kwargs=True)
+    module.register_forward_hook(entries.restore, with_kwargs=True)
+
+
+def _set_number(module: nn.Module, name: str, value: int) -> None:
+    """Set an attribute; one of the config is set in a copy that is the module's own."""
+    holder, _, field = name.rpartition(".")
+    if not holder:
+        setattr(module, name, value)
+        return
+    own = copy.copy(getattr(module, holder))
+    setattr(own, field, value)
+    setattr(module, holder, own)
 
 
 def _empty(model: nn.Module, parts: Parts) -> None:

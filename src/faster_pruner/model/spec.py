@@ -104,6 +104,7 @@ class SublayerSpec:
         rounded: whether numbers of units in round multiples suit the hardware.
         buckets: in how many sizes it comes under bucketed allocation.
         transposed: whether the projection's weight is stored as [columns, outputs].
+        layers: indices of the layers that have it; None for all.
     """
 
     kind: str
@@ -113,7 +114,7 @@ class SublayerSpec:
     stream: str
     join: Join = "add"
     norm: str = ""
-    unit_size: UnitSize | None = None
+    unit_size: UnitSize | int | None = None
     mixes_tokens: bool = False
     followers: tuple[FollowerSpec, ...] = ()
     branch: str = ""
@@ -124,6 +125,7 @@ class SublayerSpec:
     rounded: bool = False
     buckets: int = 4
     transposed: bool = False
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,13 +269,15 @@ def resolve(model: nn.Module, family: Family) -> list[Sublayer]:
         except AttributeError as error:
             raise UnsupportedModelError(f"{type(model).__name__} has no layers at {path!r}") from error
         for index, (name, layer) in enumerate(layers):
-            found += list(_resolve_layer(layer, f"{path}.{name}.", index, stack))
+            found += list(resolve_layer(layer, f"{path}.{name}.", index, stack))
     return found
 
 
-def _resolve_layer(layer: nn.Module, prefix: str, index: int, stack: Stack) -> Iterator[Sublayer]:
-    """The sublayers of one layer."""
+def resolve_layer(layer: nn.Module, prefix: str, index: int, stack: Stack) -> Iterator[Sublayer]:
+    """The sublayers of one layer. Raises UnsupportedModelError."""
     for spec in stack.sublayers:
+        if spec.layers is not None and index not in spec.layers:
+            continue
         name = f"{stack.name}.{index}.{spec.kind}"
         try:
             parts = _parts(layer, prefix, spec)
@@ -286,7 +290,9 @@ def _parts(layer: nn.Module, prefix: str, spec: SublayerSpec) -> Parts:
     """Sizes as they are in one layer. Raises a built-in error when something is missing or does not fit."""
     width, columns = _shape(layer, spec.projection, transposed=spec.transposed)
     size = 1
-    if spec.unit_size is not None:
+    if isinstance(spec.unit_size, int):
+        size = spec.unit_size
+    elif spec.unit_size is not None:
         found = attrgetter(spec.unit_size.attribute)(layer.get_submodule(spec.unit_size.module))
         size = int(found) if spec.unit_size.counts == "columns" else _divided(columns, int(found), spec.projection)
     units = _divided(columns, size, spec.projection)
@@ -349,11 +355,16 @@ def _follower(layer: nn.Module, prefix: str, spec: FollowerSpec, units: int) -> 
     """One follower with its entries per unit."""
     per_unit = 1
     if not spec.argument:
-        found: Any = getattr(layer.get_submodule(spec.module), spec.name)
+        found: Any = attrgetter(spec.name)(layer.get_submodule(spec.module))
         whole = int(found) if spec.axis is None else int(found.shape[spec.axis])
         per_unit = _divided(whole, units, f"{spec.module}.{spec.name}")
     return Follower(
-        module=_placed(prefix, spec.module), name=spec.name, per_unit=per_unit, axis=spec.axis, argument=spec.argument
+        module=_placed(prefix, spec.module),
+        name=spec.name,
+        per_unit=per_unit,
+        axis=spec.axis,
+        argument=spec.argument,
+        whole=units if spec.argument else 0,
     )
 
 

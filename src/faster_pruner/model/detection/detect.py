@@ -1,0 +1,233 @@
+"""Describes a model that no row of the table describes, as a family like any other.
+
+What a layer does is found by running it: which features of which matrix have a part in which columns of which other
+(`probing`, `branches`), and what is added to what (`joining`). Names decide nothing but how things are called. Whatever
+is found has been tried on one layer; `proof` tries it on the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.model.detection.branches import Branch, find_branches
+from faster_pruner.model.detection.following import completed
+from faster_pruner.model.detection.joining import Joined, find_joins
+from faster_pruner.model.detection.naming import config_fields, mask_of, stock_builds, unit_size_of
+from faster_pruner.model.detection.probing import influences, is_matrix, is_transposed, outputs_of
+from faster_pruner.model.detection.stacks import Layers, config_of, find_layers, stack_names
+from faster_pruner.model.detection.watching import Inputs, Trace, in_the_open, rows_of, watch
+from faster_pruner.model.spec import Family, ProducerSpec, Source, Stack, SublayerSpec
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A family as found.
+
+    Attributes:
+        family: what can be pruned.
+        left: what is left whole, by path, and why.
+        trace: the forward that it was found on.
+    """
+
+    family: Family
+    left: dict[str, str]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Place:
+    """One layer that stands for all that are built alike.
+
+    Attributes:
+        model: whole.
+        open: the same without fused kernels.
+        inputs: a small batch.
+        trace: of it.
+        layers: the list that the layer is in.
+        stack: that list as part of a family, without sublayers.
+        indices: of all layers that are built alike.
+    """
+
+    model: nn.Module
+    open: nn.Module
+    inputs: Inputs
+    trace: Trace
+    layers: Layers
+    stack: Stack
+    indices: list[int]
+
+    @property
+    def layer(self) -> str:
+        """Path of the layer."""
+        return self.layers.layer(self.indices[0])
+
+    def inside(self, path: str) -> str:
+        """A path inside the layer, of one from the model's root."""
+        return path.removeprefix(self.layer).removeprefix(".")
+
+
+def detect(model: nn.Module, inputs: Inputs) -> Detected:
+    """Describe a model.
+
+    Args:
+        model: in eval mode; put back as it was.
+        inputs: a small batch, at least two tokens a row, the first row without padding.
+
+    Raises:
+        UnsupportedModelError: no list of layers, or nothing in one that falls into units; with the reasons.
+    """
+    left: dict[str, str] = {}
+    trace = watch(model, inputs)
+    layers = find_layers(model, trace, left)
+    stacks = []
+    for own, name in zip(layers, stack_names(layers), strict=True):
+        config = config_of(model, own.layer(0))
+        stack = Stack(layers=own.path, sublayers=(), name=name, config=config, mask=mask_of(own, trace, inputs))
+        specs = list(_sublayers(model, inputs, trace, own, stack, left=left))
+        if specs:
+            stacks.append(replace(stack, sublayers=tuple(specs)))
+    if not stacks:
+        reasons = "; ".join(f"{path}: {why}" for path, why in left.items()) or "no list of layers was found"
+        raise UnsupportedModelError(f"{type(model).__name__} has no sublayer that can be described: {reasons}")
+    return Detected(Family(stacks=tuple(stacks)), left, trace)
+
+
+def _sublayers(
+    model: nn.Module, inputs: Inputs, trace: Trace, layers: Layers, stack: Stack, *, left: dict[str, str]
+) -> Iterator[SublayerSpec]:
+    """The kinds of sublayers of one stack, those of layers that are built alike described once."""
+    found: dict[SublayerSpec, list[int]] = {}
+    own = in_the_open(model)
+    for indices in layers.groups:
+        place = Place(model, own, inputs, trace, layers, stack, indices)
+        for spec in _layer(place, left):
+            found.setdefault(spec, []).extend(indices)
+    call = trace.one(layers.layer(0))
+    for spec, indices in found.items():
+        # how many tokens a cache holds is read off its first layer
+        measures = call is not None and call.cached and spec.kind == "attention" and 0 in indices and not spec.least
+        if measures:
+            yield replace(spec, least=1, layers=(0,))
+            indices = [index for index in indices if index]
+        if indices:
+            everywhere = len(indices) == len(layers.names)
+            yield spec if everywhere else replace(spec, layers=tuple(sorted(indices)))
+
+
+def _layer(place: Place, left: dict[str, str]) -> list[SublayerSpec]:
+    """The sublayers of one layer, in the order in which it runs them."""
+    inside = place.model.get_submodule(place.layer)
+    matrices = [f"{place.layer}.{name}" for name, module in inside.named_modules() if name and is_matrix(module)]
+    matrices = [path for path in matrices if _multiplies(place, path)]
+    pairs = influences(place.open, place.inputs, place.layer, matrices)
+    branches = find_branches(place.model, place.trace, matrices, pairs)
+    joins = find_joins(place.trace, place.layer, [branch.projection for branch in branches])
+    specs: list[SublayerSpec] = []
+    used: set[str] = set()
+    for branch in _by_rank(branches, joins):
+        own = {branch.projection, *branch.producers}
+        if own & used:
+            continue
+        if _sees_some(place, branch.projection):
+            left[branch.projection] = "it is given some tokens only: an expert"
+            continue
+        joined = joins.get(branch.projection, Joined(stream="", join="normed"))
+        spec, reason = completed(place, branch, _plain(place, branch, joined, specs))
+        if spec is None:
+            left[branch.projection] = reason
+            continue
+        used |= own
+        if spec.config and spec.unit_size is None:
+            spec = replace(spec, stock=stock_builds(place.model, place.stack, spec, place.layer))
+        specs.append(spec)
+    for path in matrices:
+        if path not in used and path not in left:
+            left[path] = "its features belong to no unit that a projection reads"
+    return sorted(specs, key=lambda s: _began(place, s))
+
+
+def _sees_some(place: Place, path: str) -> bool:
+    """Whether a module is given only some of the tokens, so that there may be none of them in another batch."""
+    own, layer = place.trace.one(path), place.trace.one(place.layer)
+    if own is None or layer is None or own.source is None or layer.source is None:
+        return True
+    by_row = own.source.ndim > 2 and own.source.shape[0] == rows_of(place.inputs)
+    width = outputs_of(place.model.get_submodule(path))
+    return not by_row and own.source[..., 0].numel() < layer.source.numel() // width
+
+
+def _multiplies(place: Place, path: str) -> bool:
+    """Whether a module runs, and what it puts out is what its matrix makes of its input."""
+    call = place.trace.one(path)
+    outputs = outputs_of(place.model.get_submodule(path))
+    return call is not None and call.value is not None and not call.returns and call.value.shape[-1] == outputs
+
+
+def _began(place: Place, spec: SublayerSpec) -> int:
+    """When a projection is called."""
+    call = place.trace.one(f"{place.layer}.{spec.projection}")
+    return 0 if call is None else call.began
+
+
+def _by_rank(branches: list[Branch], joins: dict[str, Joined]) -> list[Branch]:
+    """Branches that join the stream first, in the order of their calls."""
+    return sorted(branches, key=lambda branch: branch.projection not in joins)
+
+
+def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSpec]) -> SublayerSpec:
+    """A sublayer without what has to be tried: followers, and what stands for it when it is empty."""
+    sources: dict[str, Source] = {path: _source(place, branch, path) for path in branch.producers}
+    ffn = not branch.mixes or branch.size == 1
+    kind = "ffn" if ffn else "cross-attention" if "memory" in sources.values() else "attention"
+    taken = sum(spec.kind.split(":")[0] == kind for spec in others)
+    model = place.model
+    return SublayerSpec(
+        kind=f"{kind}:{taken + 1}" if taken else kind,
+        unit=_unit(model, branch, ffn=ffn),
+        projection=place.inside(branch.projection),
+        producers=tuple(
+            ProducerSpec(
+                module=place.inside(path),
+                blocks=blocks,
+                source=sources[path],
+                transposed=is_transposed(model.get_submodule(path)),
+            )
+            for path, blocks in branch.producers.items()
+        ),
+        stream=joined.stream,
+        join=joined.join,
+        norm=joined.norm,
+        unit_size=unit_size_of(model, place.layer, branch),
+        mixes_tokens=not ffn,
+        config=config_fields(model, place.stack, branch, ffn=ffn),
+        rounded=ffn,
+        buckets=8 if ffn else 4,
+        transposed=is_transposed(model.get_submodule(branch.projection)),
+    )
+
+
+def _unit(model: nn.Module, branch: Branch, *, ffn: bool) -> str:
+    """What one unit is called: a group where producers have different numbers of features per unit."""
+    if ffn:
+        return "neuron" if branch.size == 1 else "unit"
+    features = {outputs_of(model.get_submodule(path)) for path in branch.producers}
+    return "group" if len(features) > 1 and not branch.shared else "head"
+
+
+def _source(place: Place, branch: Branch, path: str) -> Source:
+    """What a producer reads."""
+    first, own = place.trace.one(next(iter(branch.producers))), place.trace.one(path)
+    assert first is not None
+    assert own is not None
+    if place.trace.count(path) > 1 or own.source is None or first.source is None:
+        return "several"
+    if own.source.shape == first.source.shape and bool((own.source == first.source).all()):
+        return "stream"
+    layer = place.trace.one(place.layer)
+    given = [] if layer is None else list(layer.given.values())[1:]
+    same = any(each.shape == own.source.shape and bool((each == own.source).all()) for each in given)
+    return "memory" if same else "several"

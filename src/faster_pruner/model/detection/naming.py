@@ -1,0 +1,106 @@
+"""What the things that were found are called: in the model's config, on its modules, among its inputs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.model.detection.branches import Branch
+from faster_pruner.model.detection.probing import inputs_of
+from faster_pruner.model.detection.stacks import Layers
+from faster_pruner.model.detection.watching import Inputs, Trace
+from faster_pruner.model.spec import Stack, SublayerSpec, UnitSize
+
+_SIZES = re.compile(r"head_(dim|size)|kv_channels|d_kv|key_value_proj_dim|size_per_head")
+_COUNTS = re.compile(r"heads|n_head|n_kv")
+_FFN = re.compile(r"intermediate|ffn|d_ff|^dff$|n_inner|mlp|hidden_dim|feed_forward|inner_size|d_inner")
+_HEADS = re.compile(r"heads|n_head|num_.*groups?$")
+_GROUPS = re.compile(r"key_value|kv")
+
+
+def unit_size_of(model: nn.Module, layer: str, branch: Branch) -> UnitSize | int | None:
+    """Where a unit's size can be read; the number itself where that is nowhere."""
+    if branch.size == 1:
+        return None
+    numbers = list(_numbers(model, layer, branch))
+    for module, name, value in numbers:
+        if value == branch.size and _SIZES.search(name):
+            return UnitSize(module=module, attribute=name)
+    for module, name, value in sorted(numbers, key=lambda n: not _GROUPS.search(n[1])):
+        if value == branch.units and _COUNTS.search(name) and not _SIZES.search(name):
+            return UnitSize(module=module, attribute=name, counts="units")
+    return branch.size
+
+
+def _numbers(model: nn.Module, layer: str, branch: Branch) -> Iterator[tuple[str, str, int]]:
+    """(path inside the layer, name, value) of numbers on the modules around a branch, the inner ones first."""
+    inside = [path.removeprefix(layer).removeprefix(".") for path in branch.producers]
+    around = {path.rsplit(".", i)[0] if i <= path.count(".") else "" for path in inside for i in range(1, 9)}
+    for path in sorted(around, key=lambda path: -len(path)):
+        module = model.get_submodule(f"{layer}.{path}".removesuffix("."))
+        for name, value in vars(module).items():
+            if type(value) is int and not name.startswith("_"):
+                yield path, name, value
+        for name, value in _fields(vars(module).get("config")).items():
+            if type(value) is int and not name.startswith("_"):
+                yield path, f"config.{name}", value
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """What a config says; nothing where there is none."""
+    return getattr(config, "__dict__", {})
+
+
+def config_fields(model: Any, stack: Stack, branch: Branch, *, ffn: bool) -> tuple[str, ...]:
+    """Config fields that are proportional to the units, the one that counts them first."""
+    config = getattr(model.config, stack.config) if stack.config else getattr(model, "config", None)
+    pattern = _FFN if ffn else _HEADS
+    named = {
+        name: value
+        for name, value in _fields(config).items()
+        if type(value) is int and pattern.search(name) and not _SIZES.search(name) and value > 0
+    }
+    side = "decoder" if "decoder" in stack.layers else "encoder"
+    other = "encoder" if side == "decoder" else "decoder"
+
+    def rank(name: str) -> tuple[bool, bool, bool]:
+        return other in name, side not in name, not _GROUPS.search(name)
+
+    counting = sorted((name for name, value in named.items() if value == branch.units), key=rank)
+    if not counting:
+        return ()
+    others = [n for n, v in named.items() if n not in counting and v % branch.units == 0 and not ffn and other not in n]
+    return (counting[0], *[n for n in others if n != counting[0]])
+
+
+def stock_builds(model: Any, stack: Stack, spec: SublayerSpec, layer: str) -> bool:
+    """Whether the stock class builds another number of units when the config field that counts them says so."""
+    config = copy.deepcopy(model.config)
+    own = getattr(config, stack.config) if stack.config else config
+    fewer = getattr(own, spec.config[0]) // 2
+    build: Any = type(model)
+    try:
+        setattr(own, spec.config[0], fewer)
+        with torch.device("meta"):
+            inside: Any = build(config).get_submodule(layer)
+        return inputs_of(inside.get_submodule(spec.projection)) == fewer
+    except Exception:
+        return False
+
+
+def mask_of(layers: Layers, trace: Trace, inputs: Inputs) -> str:
+    """Key among the inputs of the mask of a stack's tokens; empty when there is none."""
+    call = trace.one(layers.layer(0))
+    keys = [key for key in ("decoder_attention_mask", "attention_mask") if isinstance(inputs.get(key), Tensor)]
+    decodes = "decoder" in layers.path and "decoder_input_ids" in inputs
+    for key in keys:
+        if (key.startswith("decoder")) != decodes or call is None or call.source is None:
+            continue
+        if inputs[key].shape == call.source.shape[:2]:
+            return key
+    return ""

@@ -1,0 +1,268 @@
+"""Tries a family on a whole model before anything is touched: what cannot be proved is left whole, with the reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.model.detection.following import all_same
+from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, tensors_in, twin
+from faster_pruner.model.gradients import Bases
+from faster_pruner.model.shrink import shrink
+from faster_pruner.model.spec import Family, Sublayer, resolve
+
+Keeps = Mapping[str, Tensor]
+_DIFFERS = "cut differs from masked"
+
+
+def prove(model: nn.Module, family: Family, inputs: Inputs) -> list[str]:
+    """Why a family cannot be trusted, one line for each sublayer; empty when it is proved.
+
+    Args:
+        model: in eval mode; nothing of it is changed.
+        family: of it.
+        inputs: a small batch.
+    """
+    try:
+        sublayers = resolve(model, family)
+    except UnsupportedModelError as error:
+        return [str(error)]
+    plain = values(model, inputs)
+    if not all(bool(torch.isfinite(v).all()) for v in plain):
+        return ["the model's own values are not finite"]
+    calls = counted(model, sublayers, inputs)
+    wrong = [f"{s.name}: runs {calls[s.name]} times in one forward" for s in sublayers if calls[s.name] != 1]
+    sublayers = [s for s in sublayers if calls[s.name] == 1]
+    full = {s.name: torch.arange(s.units) for s in sublayers}
+    if not all(map(torch.equal, values(model, inputs, sublayers, full), plain)):
+        return [*wrong, "full masks change bits"]
+    wrong += _bases(model, sublayers, inputs)
+    for what, keeps in (("uneven", uneven(sublayers)), ("least", least(sublayers))):
+        wrong += _differs(model, sublayers, inputs, keeps, what)
+        own = in_the_open(model)
+        if own is not model and not wrong:
+            wrong += _differs(own, sublayers, inputs, keeps, f"{what}, eager attention")
+    return list(dict.fromkeys(wrong))
+
+
+def proved(model: nn.Module, family: Family, inputs: Inputs) -> tuple[Family, dict[str, str]]:
+    """What of a family is proved, and by name of sublayer why the rest is left whole.
+
+    Raises:
+        UnsupportedModelError: nothing is.
+    """
+    reasons: dict[str, str] = {}
+    for _ in range(4):
+        wrong = prove(model, family, inputs)
+        if not wrong:
+            return family, reasons
+        named = {line.split(": ")[0]: line.split(": ", 1)[-1] for line in wrong}
+        smaller = without(model, family, set(named))
+        if smaller == family:
+            raise UnsupportedModelError("; ".join(wrong))
+        reasons |= named
+        family = smaller
+        if not family.stacks:
+            break
+    raise UnsupportedModelError("nothing can be proved: " + "; ".join(f"{k}: {v}" for k, v in reasons.items())[:300])
+
+
+def without(model: nn.Module, family: Family, names: set[str]) -> Family:
+    """A family without some sublayers."""
+    stacks = []
+    for stack in family.stacks:
+        one = Family(stacks=(stack,))
+        specs = []
+        for spec in stack.sublayers:
+            own = list(resolve(model, replace(one, stacks=(replace(stack, sublayers=(spec,)),))))
+            kept = tuple(s.layer for s in own if s.name not in names)
+            if len(kept) == len(own):
+                specs.append(spec)
+            elif kept:
+                specs.append(replace(spec, layers=kept))
+        if specs:
+            stacks.append(replace(stack, sublayers=tuple(specs)))
+    return Family(stacks=tuple(stacks))
+
+
+def uneven(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
+    """A different number of units in every sublayer, not the first ones."""
+    every = {s.name: torch.arange(s.units) for s in sublayers}
+    return {name: u[(u + place) % (2 + place // 2 % 2) != 0] for place, (name, u) in enumerate(every.items())}
+
+
+def least(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
+    """As little as there may be."""
+    return {s.name: torch.arange(s.spec.least) for s in sublayers}
+
+
+@torch.no_grad()
+def values(
+    model: nn.Module, inputs: Inputs, sublayers: Sequence[Sublayer] = (), keeps: Keeps | None = None
+) -> list[Tensor]:
+    """All that the model returns, with the units that are not kept masked."""
+    with hooked(ExitStack()) as stack:
+        for s in sublayers if keeps is not None else ():
+            assert keeps is not None
+            mask = torch.zeros(s.units).index_fill(0, keeps[s.name], 1.0).repeat_interleave(s.unit_size)
+            stack.callback(s.projection(model).register_forward_pre_hook(_masked(mask)).remove)
+        return [tensor.clone() for tensor in tensors_in(model(**inputs))]
+
+
+def _masked(mask: Tensor) -> Callable[..., Any]:
+    def masked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0] * mask.to(args[0]), *args[1:])
+
+    return masked
+
+
+def counted(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> dict[str, int]:
+    """How often each projection runs."""
+    found = {s.name: 0 for s in sublayers}
+    with hooked(ExitStack()) as stack:
+        for s in sublayers:
+
+            def hook(module: nn.Module, args: Any, name: str = s.name) -> None:
+                found[name] += 1
+
+            stack.callback(s.projection(model).register_forward_pre_hook(hook).remove)
+        model(**inputs)
+    return found
+
+
+def _differs(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps, what: str) -> list[str]:
+    """Sublayers that differ when they are cut from when they are masked: all together first, then one by one."""
+    reason = _cut_and_masked(model, sublayers, inputs, keeps)
+    if not reason:
+        return []
+    alone = {s.name: _cut_and_masked(model, [s], inputs, keeps) for s in sublayers}
+    alone = {
+        name: why
+        for name, why in alone.items()
+        if why and not _rounding(model, sublayers, inputs, keeps, name=name, reason=why)
+    }
+    if not alone and not _rounding(model, sublayers, inputs, keeps, name="", reason=reason):
+        return [f"all together, {what}: {reason}"]
+    return [f"{name}: {what}: {why}" for name, why in alone.items()]
+
+
+def _rounding(
+    model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps, *, name: str, reason: str
+) -> bool:
+    """Whether a difference is one of rounding, which adds up over layers: in double precision there is next to none."""
+    if not reason.startswith(_DIFFERS):
+        return False
+    exact = copy.deepcopy(model).double()
+    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return not _cut_and_masked(exact, [s for s in sublayers if name in ("", s.name)], wide, keeps)
+
+
+def _cut_and_masked(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps) -> str:
+    """How cutting differs from masking; empty where it does not."""
+    own = twin(model)
+    outside = _outside(own, sublayers)
+    try:
+        for s in sublayers:
+            shrink(own, s.parts, keeps[s.name])
+        found = values(own, inputs)
+    except Exception as error:
+        return f"{type(error).__name__} {(str(error).splitlines() or [''])[0][:80]}"
+    expected = values(model, inputs, sublayers, keeps)
+    if not all_same(found, expected):
+        return f"{_DIFFERS} by {_largest(found, expected)}"
+    after = dict(own.named_parameters())
+    if any(after.get(name) is not parameter for name, parameter in outside.items()):
+        return "parameters of other modules have changed"
+    return ""
+
+
+def _largest(found: list[Tensor], expected: list[Tensor]) -> str:
+    """The largest difference, in words."""
+    if [f.shape for f in found] != [e.shape for e in expected]:
+        return "its shapes"
+    return f"{max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)):.1e}"
+
+
+def _outside(model: nn.Module, sublayers: Sequence[Sublayer]) -> dict[str, nn.Parameter]:
+    """Parameters that belong to no sublayer."""
+    inside: set[str] = set()
+    for s in sublayers:
+        inside |= {s.parts.projection, *(p.path for p in s.parts.producers), *(f.module for f in s.parts.followers)}
+        inside |= {s.parts.branch} - {""}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not any(name.startswith(path + ".") for path in inside)
+    }
+
+
+def _bases(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> list[str]:
+    """Sublayers whose base is not what the project's own passes take for it."""
+    bases = Bases()
+    wrong: list[str] = []
+    ends: list[tuple[str, Tensor]] = []
+    with hooked(ExitStack()) as stack:
+        seen: list[Tensor] = []
+
+        def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.extend(v.detach().clone() for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+
+        def output(module: nn.Module, args: Any, value: Any) -> None:
+            seen.extend(tensor.detach().clone() for tensor in tensors_in(value))
+
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(output).remove)
+        Bases.attach(stack, model, sublayers, lambda: bases)
+        for s in sublayers:
+            reached: dict[str, Tensor | None] = {}
+            stack.callback(s.projection(model).register_forward_pre_hook(_start(s, bases, reached, wrong)).remove)
+            stack.callback(s.projection(model).register_forward_hook(_end(s, reached, ends)).remove)
+        model(**inputs)
+    parallel = {s.name: s for s in sublayers if s.spec.join == "parallel"}
+    for name, total in ends:
+        if name in parallel and not _is_last(name, parallel, [n for n, _ in ends]):
+            continue
+        if not any(_read(t, total) for t in seen):
+            wrong.append(f"{name}: what it joins is not read by anything")
+    return wrong
+
+
+def _read(t: Tensor, total: Tensor) -> bool:
+    """Whether a tensor that some module reads or returns is the stream after a branch has joined."""
+    if t.numel() != total.numel() or t.shape[-1:] != total.shape[-1:]:
+        return False
+    scale = max(1.0, float(total.abs().max()))
+    return float((t.reshape(total.shape) - total).abs().max()) <= 1e-5 * scale
+
+
+def _is_last(name: str, parallel: Mapping[str, Sublayer], order: Sequence[str]) -> bool:
+    """Whether a branch is the last to run of those of its layer."""
+    own = [n for n in order if n in parallel and parallel[n].prefix == parallel[name].prefix]
+    return own[-1] == name
+
+
+def _start(s: Sublayer, bases: Bases, reached: dict[str, Tensor | None], wrong: list[str]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        try:
+            reached[s.name] = bases.of(s)
+        except KeyError:
+            wrong.append(f"{s.name}: the stream is not read before the branch")
+
+    return hook
+
+
+def _end(s: Sublayer, reached: dict[str, Tensor | None], ends: list[tuple[str, Tensor]]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, y: Tensor) -> None:
+        base = reached.pop(s.name, None)
+        if base is not None:
+            ends.append((s.name, base + y))
+
+    return hook
