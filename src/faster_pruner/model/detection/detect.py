@@ -109,7 +109,7 @@ def _sublayers(
     call = trace.one(layers.layer(0))
     for spec, indices in found.items():
         # how many tokens a cache holds is read off its first layer
-        measures = call is not None and call.cached and spec.kind == "attention" and 0 in indices and not spec.least
+        measures = call is not None and call.cached and spec.mixes_tokens and 0 in indices and not spec.least
         if measures:
             yield replace(spec, least=1, layers=(0,))
             indices = [index for index in indices if index]
