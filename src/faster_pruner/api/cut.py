@@ -6,7 +6,7 @@ from pathlib import Path
 
 from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.outcome import PruneResult, stored_bytes
-from faster_pruner.api.prune import finished
+from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
@@ -85,7 +85,7 @@ def cut_again(
         splits=splits,
         licence=licence,
     )
-    return finished(job, target, clock)
+    return carried_out(job, target, clock)
 
 
 def _where_it_was(about: About) -> str:

@@ -75,7 +75,6 @@ class PrunedModel:
         return save(self._job, self._outcome, output, Run().clock())
 
 
-@usual_torch()
 def _sublayers(model: nn.Module, batch: Batch) -> list[Sublayer]:
     """As the family table has them; those of other transformers models are found by running them, and proved."""
     config: Any = model.config
@@ -87,6 +86,7 @@ def _sublayers(model: nn.Module, batch: Batch) -> list[Sublayer]:
     return resolve(model, family)
 
 
+@usual_torch()
 def prune_model(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],

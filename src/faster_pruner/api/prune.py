@@ -92,7 +92,7 @@ def prune(
         licence=licence,
     )
     keep_statistics(job, target, clock)
-    return finished(job, target, clock)
+    return carried_out(job, target, clock)
 
 
 def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
@@ -104,7 +104,7 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
         save_statistics(staging, job.calibrated, job.method, job.options, about)
 
 
-def finished(job: Job, output: Output, clock: StageClock) -> PruneResult:
+def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:
     """Cut and measure, and save where that is asked for."""
     outcome = cut_and_measure(job, clock)
     report = outcome.report if output.path is None else save(job, outcome, output, clock)

@@ -13,7 +13,7 @@ import typer
 
 from faster_pruner.cli.groups import (
     BudgetOptions,
-    CalibrationGroup,
+    CalibrationSetOptions,
     DataOptions,
     MaxLength,
     MemoryLimit,
@@ -87,7 +87,7 @@ def prune(
     output: OutputFolder,
     data: DataOptions,
     method: MethodOptions,
-    calibration: CalibrationGroup,
+    calibration: CalibrationSetOptions,
     running: RunOptions,
     keep_statistics: Annotated[
         Path | None,

@@ -202,7 +202,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoi
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationGroup:
+class CalibrationSetOptions:
     """The calibration set and its passes."""
 
     calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.", rich_help_panel=_METHOD)] = (
