@@ -20,12 +20,9 @@ from faster_pruner.data.sources import load_split, sample
 from faster_pruner.data.tasks import Data
 from faster_pruner.host.devices import environment as describe_machine
 from faster_pruner.host.devices import pick_device
-from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.objectives.encoding import encode
 from faster_pruner.objectives.evaluation import evaluate, predict_rows
-from faster_pruner.options import CalibrationOptions, Method
-from faster_pruner.progress import StageClock
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
@@ -54,13 +51,6 @@ def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labell
 def subject_for(opened: Opened, task: str) -> Subject:
     """A checkpoint as something to prune, judged by the task's metrics."""
     return Subject(opened.model, opened.sublayers, objective_for(opened, GLUE[task]), opened.dtype)
-
-
-def calibrated_for(
-    subject: Subject, rows: EncodedRows, method: Method, options: CalibrationOptions, *, clock: StageClock | None = None
-) -> Calibrated:
-    """Statistics for a method."""
-    return calibrate(subject, rows, method, options, clock=clock)
 
 
 def metrics_of(model: nn.Module, subject: Subject, rows: EncodedRows) -> dict[str, float]:

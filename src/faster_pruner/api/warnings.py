@@ -35,9 +35,10 @@ def _smallest_sensible(calibrated: Calibrated, results: Sequence[SublayerResult]
     """Where nothing is left: the budget that leaves something everywhere."""
     if any(result.units for result in results):
         return
-    cost, whole = Macs(calibrated.data.lengths), total(Macs(calibrated.data.lengths), calibrated.sublayers)
+    cost = Macs(calibrated.data.lengths)
     least = sum(float(cost.of(s, torch.tensor([min(1, s.units)]))[0]) for s in calibrated.sublayers)
-    yield f"one unit in every sublayer takes {least / whole:.2g} of the MACs: no smaller budget makes sense"
+    share = least / total(cost, calibrated.sublayers)
+    yield f"one unit in every sublayer takes {share:.2g} of the MACs: no smaller budget makes sense"
 
 
 def of_the_rows(job: Job) -> list[str]:

@@ -26,6 +26,7 @@ from torch.nn import functional
 from faster_pruner.data.batches import Batch
 from faster_pruner.linalg import (
     RegressionMoments,
+    Solution,
     fit_alignment,
     mask_normal_equations,
     solve,
@@ -242,6 +243,21 @@ def _untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
     )
 
 
+def _solved(sublayer: Sublayer, solution: Solution, *, before: float, after: float, note: str) -> SublayerResult:
+    """Result of a sublayer with the residuals before and after a solve."""
+    return SublayerResult(
+        name=sublayer.name,
+        units_before=sublayer.units,
+        units=sublayer.units,
+        residual_before=before,
+        residual_after=after,
+        solver=solution.solver,
+        status=str(solution.status),
+        iterations=solution.iterations,
+        note=note,
+    )
+
+
 def _fit(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, recovery: Scale | Weights) -> SublayerResult:
     """Solve for one sublayer and write the solution into the model."""
     if isinstance(recovery, Weights):
@@ -261,17 +277,7 @@ def _tune(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, reco
         cross = cross.addr_(moments.x.total, bias.detach().to(cross.dtype), alpha=-1)
     matrix, right_side = mask_normal_equations(moments.x.plain(), cross, weight, sublayer.unit_size)
     solution = solve(recovery.solver, matrix, right_side, torch.ones_like(right_side))
-    result = SublayerResult(
-        name=sublayer.name,
-        units_before=sublayer.units,
-        units=sublayer.units,
-        residual_before=before,
-        residual_after=before,
-        solver=solution.solver,
-        status=str(solution.status),
-        iterations=solution.iterations,
-        note=solution.advice,
-    )
+    result = _solved(sublayer, solution, before=before, after=before, note=solution.advice)
     extreme = float(solution.value.abs().max())
     if not solution.converged:
         return replace(result, status="stopped", note=f"{solution.status}: {solution.advice}; recovery stops here")
@@ -298,14 +304,4 @@ def _reconstruct(model: nn.Module, sublayer: Sublayer, moments: RegressionMoment
         after = before
     else:
         set_matrix(projection, weight, bias, transposed=sublayer.parts.transposed)
-    return SublayerResult(
-        name=sublayer.name,
-        units_before=sublayer.units,
-        units=sublayer.units,
-        residual_before=before,
-        residual_after=after,
-        solver=solution.solver,
-        status=str(solution.status),
-        iterations=solution.iterations,
-        note=note,
-    )
+    return _solved(sublayer, solution, before=before, after=after, note=note)
