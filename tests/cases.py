@@ -21,6 +21,8 @@ from made_up import MADE_UP
 from made_up_modules import VOCABULARY
 
 NAMES = [*sorted(tiny.CONFIGS), *sorted(MADE_UP)]
+# Those whose sublayers run once in a forward.
+ONCE = [name for name in NAMES if name != "repeated"]
 
 _BERT_JOINED = {"layers.attention": "attention.output.LayerNorm", "layers.ffn": "output.LayerNorm"}
 _JOINED: dict[str, Mapping[str, str]] = {

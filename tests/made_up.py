@@ -11,11 +11,13 @@ from torch import nn
 from faster_pruner.model.spec import Family, FollowerSpec, ProducerSpec, Stack, SublayerSpec, UnitSize
 from made_up_modules import (
     EncoderDecoder,
+    FusedLayer,
     GroupedLayer,
     NormedLayer,
     OneStack,
     ParallelLayer,
     RelativeLayer,
+    Repeated,
     Towers,
     TransposedLayer,
 )
@@ -200,7 +202,11 @@ _ENCODER_DECODER = MadeUp(
         stacks=(
             Stack(name="encoder", layers="encoder", sublayers=(_SELF, _PLAIN_FFN)),
             Stack(
-                name="decoder", layers="decoder", sublayers=(_SELF, _CROSS, _PLAIN_FFN), mask="decoder_attention_mask"
+                name="decoder",
+                layers="decoder",
+                sublayers=(_SELF, _CROSS, _PLAIN_FFN),
+                mask="decoder_attention_mask",
+                memory="encoder",
             ),
         )
     ),
@@ -212,12 +218,19 @@ _ENCODER_DECODER = MadeUp(
         "decoder.ffn": "norm3",
     },
 )
+# One layer, run again and again, as ALBERT's is.
+_REPEATED = MadeUp(
+    partial(Repeated, layer=FusedLayer),
+    Family(stacks=(Stack(layers="layers", sublayers=_FUSED, calls=3),)),
+    {"layers.attention": "norm2", "layers.ffn": "end"},
+)
 _AFTER_EACH = {"attention": "norm2", "ffn": "end"}
 
 MADE_UP: dict[str, MadeUp] = {
     "towers": _TOWERS,
     "encoder-decoder": _ENCODER_DECODER,
     "grouped": _one_stack(GroupedLayer, _grouped(normed=False), _AFTER_EACH, causal=True),
+    "repeated": _REPEATED,
     "normed": _one_stack(NormedLayer, _grouped(normed=True), {}, causal=True),
     "parallel": _one_stack(ParallelLayer, _PARALLEL, {"ffn": "end"}, causal=True),
     "transposed": _one_stack(TransposedLayer, _TRANSPOSED, _AFTER_EACH, causal=True),

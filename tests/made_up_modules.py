@@ -75,6 +75,20 @@ class OneStack(Model):
         return self.returns(x)
 
 
+class Repeated(OneStack):
+    """One layer that runs three times."""
+
+    def __init__(self, config: Any = None, *, layer: type[nn.Module]) -> None:
+        super().__init__(config, layer=layer)
+        self.layers = self.layers[:1]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        x, bias = self.embedding(input_ids), padding_bias(attention_mask)
+        for _ in range(3):
+            x = self.layers[0](x, bias)
+        return self.returns(x)
+
+
 class FusedLayer(nn.Module):
     """Query, key and value in one matrix, gate and up in another; both branches can run without a unit."""
 

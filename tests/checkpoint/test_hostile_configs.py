@@ -101,7 +101,8 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     *(({"pad_token_id": value}, "not usable") for value in ("x", 10**6, 1.5, [0])),
     *(({"hidden_dropout_prob": value}, "not usable") for value in ("x", None, 5, -1)),
     *(({"layer_norm_eps": value}, "not usable") for value in ("x", None, [1])),
-    *(({"model_type": value}, "not supported") for value in (None, 3, [], {"a": 1}, "", "bertt", "../bert", "t5")),
+    *(({"model_type": value}, "not supported") for value in (None, 3, [], {"a": 1}, "", "bertt", "../bert")),
+    ({"model_type": "t5"}, "is not usable"),
     *(({"architectures": value}, "architecture") for value in ([], None, 3, {"a": 1}, [None], ["__init__"], [[]])),
     *(
         ({"quantization_config": {"quant_method": method}}, f"is quantised (quantization_config: '{method}'); deq")

@@ -16,8 +16,7 @@ from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.data.tasks import Task
 from faster_pruner.method.algorithm import calibrate, cut
-from faster_pruner.objectives.classification import MULTI_LABEL
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import MULTI_LABEL, encode
 from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
 from faster_pruner.options import PRESETS, CalibrationOptions, Fisher
 

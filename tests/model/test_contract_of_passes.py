@@ -21,7 +21,7 @@ from faster_pruner.model.spec import Sublayer
 SIZES = ("whole", "uneven", "least")
 
 
-@pytest.fixture(params=cases.NAMES)
+@pytest.fixture(params=cases.ONCE)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import cases
-from faster_pruner import Objective, Predictions, prune_model
+from faster_pruner import Objective, Predictions, load, prune_model
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.detect import detect
@@ -36,6 +37,37 @@ TYPES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 }
 
 
+# Types of which something is left whole: their sizes, and the reasons by the ends of the paths of their first layer.
+LEFT: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "olmo2": (
+        {**_USUAL, "num_key_value_heads": 2},
+        {
+            "self_attn.o_proj": "q_proj and k_proj have a part in all of its columns at once",
+            "self_attn.q_proj": "each of its features has a part in everything that comes after it",
+            "self_attn.v_proj": "it computes columns of layers.0.self_attn.o_proj, which is left whole",
+        },
+    ),
+    "mixtral": (
+        {**_USUAL, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2},
+        {"mlp.experts": "the weights of all its 3 experts"},
+    ),
+    "qwen2_moe": (
+        {
+            **_USUAL,
+            "num_key_value_heads": 2,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+        {
+            "mlp.experts": "the weights of all its 3 experts",
+            "mlp.shared_expert_gate": "no other matrix of its layer reads what it computes",
+        },
+    ),
+}
+
+
 def inputs() -> dict[str, torch.Tensor]:
     ids = torch.randint(3, 64, (6, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -43,9 +75,9 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def model_of(name: str) -> Any:
+def model_of(name: str, sizes: dict[str, Any] | None = None) -> Any:
     """A random model whose weights are large enough for every unit to matter."""
-    config = AutoConfig.for_model(name, **SIZES, **TYPES[name][0])
+    config = AutoConfig.for_model(name, **SIZES, **(sizes or TYPES[name][0]))
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
     with torch.no_grad():
@@ -90,14 +122,17 @@ def pooled(returned: Any, batch: Batch) -> Predictions:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "electra", "gpt_neox"])
-def test_they_are_pruned_in_memory_and_not_saved_yet(name: str, tmp_path: Any, quick_latency: None) -> None:
+def test_they_are_pruned_saved_and_reopened(name: str, tmp_path: Path, quick_latency: None) -> None:
     objective = Objective(name="pooled", readout=pooled, likelihood=Gaussian())
     result = prune_model(model_of(name), [inputs(), inputs()], macs=0.6, objective=objective)
     assert result.report.macs_kept <= 0.6
     assert len(result.report.sublayers) == 4
     assert torch.isfinite(result.model(**inputs()).last_hidden_state).all()
-    with pytest.raises(UnsupportedModelError, match="is not supported"):
-        result.save(tmp_path / "out")
+    assert "bit-equal" in result.save(tmp_path / "out").verified
+    with torch.no_grad():
+        expected = result.model(**inputs()).last_hidden_state
+        for reopened in (load(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")):
+            assert torch.equal(reopened(**inputs()).last_hidden_state, expected)
 
 
 def test_a_model_without_layers_is_refused() -> None:
@@ -105,3 +140,55 @@ def test_a_model_without_layers_is_refused() -> None:
     model = AutoModel.from_config(config).eval()
     with inference(model), pytest.raises(UnsupportedModelError, match="no sublayer that can be described"):
         detect(model, {"pixel_values": torch.rand(2, 3, 32, 32)})
+
+
+@pytest.mark.parametrize("name", sorted(LEFT))
+def test_what_is_left_whole_has_a_reason(name: str) -> None:
+    sizes, reasons = LEFT[name]
+    model = model_of(name, sizes)
+    with inference(model):
+        left = detect(model, inputs()).left
+    for path, reason in reasons.items():
+        assert reason in left[f"layers.0.{path}"]
+
+
+def test_a_convolution_that_is_read_and_never_called_follows() -> None:
+    sizes = {**_USUAL, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 2}
+    model = model_of("lfm2_moe", sizes)
+    with inference(model):
+        family, dropped = proved(model, detect(model, inputs()).family, inputs())
+    assert not dropped
+    first = next(s for s in resolve(model, family) if s.parts.projection == "layers.0.conv.out_proj")
+    assert first.units == 32
+    assert [(f.module, f.name, f.per_unit) for f in first.parts.followers] == [("layers.0.conv.conv", "weight", 1)]
+
+
+def test_tokens_before_rows_are_refused_as_such() -> None:
+    model = model_of("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48})
+    with inference(model), pytest.raises(UnsupportedModelError, match="its tokens do not come row after row"):
+        proved(model, detect(model, inputs()).family, inputs())
+
+
+class Packed(torch.nn.Module):
+    """Takes the tokens of all rows in one dimension, with the number of each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = None
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 8)) for _ in range(2)
+        )
+
+    def forward(self, patches: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        parts = patches.split(counts.tolist())
+        x = torch.cat([part - part.mean(dim=0) for part in parts])
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_packed_rows_are_refused_as_such() -> None:
+    given = {"patches": torch.rand(5, 8), "counts": torch.tensor([3, 2])}
+    model = Packed().eval()
+    with inference(model), pytest.raises(UnsupportedModelError, match="cannot run on copies of the first row"):
+        detect(model, given)

@@ -59,12 +59,12 @@ def test_made_up_inputs(family: str) -> None:
     inputs = made_up_inputs(model, 40, 9, padded=True)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     assert ids.shape == mask.shape == (40, 9)
-    assert not bool((ids == model.config.pad_token_id).any())
+    assert torch.equal(ids == model.config.pad_token_id, mask == 0)
     assert int(ids.min()) >= 0
     assert int(ids.max()) < tiny.VOCABULARY
     assert mask[:-1].all()
     assert mask[-1].tolist() == [1] * 4 + [0] * 5
-    assert torch.equal(made_up_inputs(model, 40, 9)["input_ids"], ids)
+    assert torch.equal(made_up_inputs(model, 40, 9)["input_ids"] * mask, ids)
     assert not torch.equal(made_up_inputs(model, 40, 9, seed=1)["input_ids"], ids)
     assert bool(made_up_inputs(model, 40, 9)["attention_mask"].all())
     assert cases.logits_of(model, inputs).shape == (40, 2)

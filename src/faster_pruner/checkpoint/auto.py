@@ -86,14 +86,14 @@ def _stand_in(stock: Any) -> Any:
         @classmethod
         def from_pretrained(cls, place: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
             """`stock.from_pretrained`, with smaller matrices."""
-            from faster_pruner.checkpoint.opening import from_pretrained_with_sizes
+            from faster_pruner.checkpoint.loading import from_pretrained_with_sizes
 
             del cls
             return from_pretrained_with_sizes(place, config, stock, *args, **kwargs)[0]
 
         @classmethod
         def _from_config(cls, config: Any, **kwargs: Any) -> Any:
-            from faster_pruner.checkpoint.opening import from_config_with_sizes
+            from faster_pruner.checkpoint.loading import from_config_with_sizes
 
             del cls
             return from_config_with_sizes(config, stock, **kwargs)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import __version__ as transformers_version
 
+from faster_pruner.checkpoint.loading import from_pretrained_with_sizes
+from faster_pruner.checkpoint.processors import open_processor
+from faster_pruner.checkpoint.quiet import FROM_A_CONFIG, quiet_transformers
 from faster_pruner.checkpoint.screening import (
     CONFIG,
     as_place,
@@ -25,14 +31,19 @@ from faster_pruner.checkpoint.screening import (
     read_json,
     shapes_in,
 )
-from faster_pruner.checkpoint.sizes import METADATA_KEY, sized
+from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
-from faster_pruner.errors import CheckpointError
+from faster_pruner.errors import CheckpointError, UnsupportedModelError
 from faster_pruner.model.classes import stock_class
+from faster_pruner.model.describe import Description, describe, family_of_all
+from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.shrink import without_layer_sizes
-from faster_pruner.model.spec import Sublayer, resolve
-from faster_pruner.model.table import check_supported, family_of
+from faster_pruner.model.spec import Sublayer
+from faster_pruner.model.table import family_of
+
+if TYPE_CHECKING:
+    from faster_pruner.checkpoint.processors import Processor
 
 _NOT_READ = (
     # how attention is computed is a choice of whoever opens a folder, and not every machine has every way
@@ -42,47 +53,48 @@ _NOT_READ = (
     # an old name that transformers writes nowhere and cannot read
     "use_return_dict",
 )
+# What a model is looked at on.
+_ROWS_TO_LOOK_AT, _TOKENS_TO_LOOK_AT = 3, 10
 # Names that an error message lists.
 _NAMED = 3
-# What transformers raises, somewhere inside, for a config that makes no sense.
-_FROM_A_CONFIG = (
-    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, ImportError),
-    *(AssertionError, StrictDataclassError),
-)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A checkpoint in memory.
+class OpenedModel:
+    """The model of a checkpoint, in memory.
 
     Attributes:
         model: a stock transformers class, float32.
-        tokenizer: its tokenizer.
-        sublayers: its sublayers at their present sizes.
         dtype: the dtype that the checkpoint is stored in.
+        known: its sublayers at their present sizes, where the table or the checkpoint itself says what they are.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    sublayers: list[Sublayer]
     dtype: torch.dtype
+    known: list[Sublayer]
+
+    def describe(self) -> Description:
+        """What of the model can be pruned; a model that nothing is known of is looked at, on made-up inputs.
+
+        Raises:
+            UnsupportedModelError: nothing can be proved.
+        """
+        if self.known:
+            recorded = family_of(self.model.config) != family_of_all(self.known)
+            return Description(self.known, "recorded" if recorded else "table")
+        length = min(_TOKENS_TO_LOOK_AT, longest_row(self.model))
+        return describe(self.model, made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True))
 
 
-@contextmanager
-def quiet_transformers() -> Generator[None]:
-    """No progress bars or warnings of transformers: what matters is said by our own errors."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            # torch's of matrices without a column, which the model under construction has for a moment
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+@dataclass(frozen=True)
+class Opened(OpenedModel):
+    """A checkpoint in memory.
+
+    Attributes:
+        processor: its tokenizer, image processor or feature extractor.
+    """
+
+    processor: Processor
 
 
 def read_config(place: str) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
 
     Raises:
         CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
-        UnsupportedModelError: no family describes it.
+        UnsupportedModelError: transformers has no classes for it.
     """
     where = as_place(place)
     config = read_config(where)
@@ -124,10 +136,20 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
 
 
 def open_checkpoint(place: str | Path, *, device: torch.device) -> Opened:
-    """Open a checkpoint for pruning or evaluation: float32, on `device`, with its tokenizer.
+    """Open a checkpoint for pruning or evaluation: float32, on `device`, with its processor.
 
     Raises:
-        CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights, or no tokenizer.
+        CheckpointError, UnsupportedModelError: see `open_model`; also no processor.
+    """
+    opened = open_model(place, device=device)
+    return Opened(opened.model, opened.dtype, opened.known, open_processor(as_place(place), opened.model))
+
+
+def open_model(place: str | Path, *, device: torch.device) -> OpenedModel:
+    """Open the model of a checkpoint: float32, on `device`.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights.
     """
     place = as_place(place)
     config = read_config(place)
@@ -137,27 +159,8 @@ def open_checkpoint(place: str | Path, *, device: torch.device) -> Opened:
             raise CheckpointError(
                 f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed"
             )
-    tokenizer = _open_tokenizer(place, model.config)
-    words: Any = model.get_input_embeddings()
-    if len(tokenizer) > words.num_embeddings:
-        raise CheckpointError(
-            f"{place!r}: the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
-            f"{words.num_embeddings}; save the tokenizer that belongs to it, or resize the embeddings and fine-tune"
-        )
     placed: Any = model
-    return Opened(placed.to(device), tokenizer, sublayers, _stored_dtype(config))
-
-
-def _open_tokenizer(place: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. transformers makes up one without words where there is none: that is refused."""
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place, config=config)
-    except (OSError, *_FROM_A_CONFIG) as error:
-        raise CheckpointError(f"{place!r} has no tokenizer: {first_lines(error)}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise CheckpointError(f"{place!r} has no tokenizer files; save the tokenizer beside the model")
-    return tokenizer
+    return OpenedModel(placed.to(device), _stored_dtype(config), sublayers)
 
 
 def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
@@ -173,19 +176,31 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
 
 
 def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrainedModel, list[Sublayer]]:
-    """Open a checkpoint, dense or pruned, without its tokenizer."""
+    """Open a checkpoint, dense or pruned, without its processor."""
     model_type = str(raw.get("model_type", ""))
-    check_supported(model_type)
+    _check_known(place, raw)
     try:
         with quiet_transformers():
             config = AutoConfig.for_model(model_type).from_dict({k: v for k, v in raw.items() if k not in _NOT_READ})
         stock = _stock_class(model_type, raw)
         plain = without_layer_sizes(config)
-    except _FROM_A_CONFIG as error:
+    except FROM_A_CONFIG as error:
         raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     shapes = shapes_in(Path(place)) if Path(place).is_dir() else None
     check_counts(place, plain, shapes, pruned=raw.get(METADATA_KEY) is not None)
     return _open_weights(place, config, stock, dtype)
+
+
+def _check_known(place: str, raw: dict[str, Any]) -> None:
+    """Raise UnsupportedModelError when transformers itself has no classes for a model."""
+    model_type = str(raw.get("model_type", ""))
+    if model_type in CONFIG_MAPPING:
+        return
+    brings = " (its folder brings code of its own, which is never run)" if raw.get("auto_map") else ""
+    raise UnsupportedModelError(
+        f"{place!r}: model_type {model_type[:60]!r} is not supported: transformers {transformers_version} has no such "
+        f"model{brings}; open it with the code that it needs, and prune it in memory (prune_model)"
+    )
 
 
 def _stock_class(model_type: str, raw: dict[str, Any]) -> type[PreTrainedModel]:
@@ -214,7 +229,7 @@ def _open_weights(
             )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place!r} has no readable safetensors weights: {first_lines(error)}") from error
-    except _FROM_A_CONFIG as error:
+    except FROM_A_CONFIG as error:
         raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     except RuntimeError as error:
         raise CheckpointError(f"{place!r}: the tensors do not fit {CONFIG} ({first_lines(error)})") from error
@@ -249,53 +264,3 @@ def _listed(names: Collection[str]) -> str:
 
 def _and_more(names: Collection[object], listed: int) -> str:
     return f" (and {len(names) - listed} more)" if len(names) > listed else ""
-
-
-def from_pretrained_with_sizes(
-    place: Any, config: PreTrainedConfig, stock: type[PreTrainedModel], *args: Any, **kwargs: Any
-) -> tuple[Any, list[Sublayer]]:
-    """`stock.from_pretrained` for a config that may carry our sizes: what it returns, and the sublayers.
-
-    Its constructor shrinks; what comes back is of the stock class.
-
-    Raises:
-        CheckpointError: the sizes are not possible ones.
-        UnsupportedModelError: no family describes the model.
-    """
-    found: list[Sublayer] = []
-    loaded: Any = _shrinking(stock, found).from_pretrained(place, *args, config=without_layer_sizes(config), **kwargs)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.__class__ = stock
-    _own_memory(model)
-    return loaded, found
-
-
-def _shrinking(stock: type[PreTrainedModel], found: list[Sublayer]) -> Any:
-    """A subclass of `stock` whose constructor shrinks to the sizes in the config; its sublayers go into `found`."""
-
-    class Shrinking(stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            found[:] = sized(self, resolve(self, family_of(config)))
-
-    Shrinking.__name__ = Shrinking.__qualname__ = stock.__name__
-    return Shrinking
-
-
-def from_config_with_sizes(config: PreTrainedConfig, stock: type[PreTrainedModel], **kwargs: Any) -> Any:
-    """A new model with random weights for a config that may carry our sizes."""
-    model = _shrinking(stock, [])._from_config(without_layer_sizes(config), **kwargs)
-    model.__class__ = stock
-    return model
-
-
-@torch.no_grad()
-def _own_memory(model: PreTrainedModel) -> None:
-    """Move weights out of the mapped file into memory of their own.
-
-    A view into the file is aligned to 8 bytes only, and matrix products round differently there than on torch's aligned
-    allocations: the same weights would give values that differ in the last bit.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if not tensor.is_meta:
-            tensor.data = tensor.data.clone()

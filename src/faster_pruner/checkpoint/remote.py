@@ -34,9 +34,19 @@ class @CLASS@(transformers.@CLASS@):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config = without_layer_sizes(config)
+        # some classes build others inside by auto classes, which would shrink those, too
+        metadata = vars(config).pop("faster_pruner")
         super().__init__(config, *args, **kwargs)
+        for module in self.modules():
+            if type(getattr(module, "config", None)) is type(config):
+                module.config.faster_pruner = metadata
         parts = {name.format(i): parts_of(own, i) for name, layers, own in STOCK for i in layers}
-        resize(self, parts, config.faster_pruner["sizes"])
+        resize(self, parts, metadata["sizes"])
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # transformers renames tensors of old checkpoints for classes of its own only, which this one is but for sizes
+        return transformers.@CLASS@.is_custom_code()
 
 
 def parts_of(parts: Parts, layer: int) -> Parts:

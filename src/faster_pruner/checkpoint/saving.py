@@ -8,34 +8,41 @@ import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from faster_pruner.checkpoint.opening import load, quiet_transformers
+from faster_pruner.checkpoint.companions import NONE, Companions
+from faster_pruner.checkpoint.opening import load
+from faster_pruner.checkpoint.processors import open_processor
+from faster_pruner.checkpoint.quiet import quiet_transformers
 from faster_pruner.checkpoint.remote import MODULE, remote_code
 from faster_pruner.checkpoint.screening import CONFIG
 from faster_pruner.checkpoint.sizes import build_stock, mark_as_pruned, opens_with_stock_class
 from faster_pruner.data.batches import Batch
-from faster_pruner.errors import CheckpointError, OutputError, VerificationError
+from faster_pruner.errors import CheckpointError, FasterPrunerError, OutputError, VerificationError
 from faster_pruner.model.classes import auto_classes_of
+from faster_pruner.model.describe import family_of_all
 from faster_pruner.model.passes import device_of, inference
 from faster_pruner.model.spec import Sublayer, resolve
-from faster_pruner.model.table import family_of
+
+if TYPE_CHECKING:
+    from faster_pruner.checkpoint.processors import Processor
 
 
 def write_checkpoint(
     folder: Path,
     model: nn.Module,
     sublayers: Sequence[Sublayer],
-    tokenizer: PreTrainedTokenizerBase | None,
+    processor: Processor | None,
     *,
     dtype: torch.dtype,
+    companions: Companions = NONE,
 ) -> None:
-    """Write model, config and tokenizer into an existing folder, weights in `dtype`.
+    """Write model, config, processor and companion files into an existing folder, weights in `dtype`.
 
     Where plain transformers cannot open the result, the config also gets the sizes in the shape of transformers' own
     `per_layer_config` (so that it refuses loudly) and an `auto_map` to a generated file (see `remote`).
@@ -44,8 +51,9 @@ def write_checkpoint(
         folder: that takes the files.
         model: a pruned transformers model; its config is marked with its sizes.
         sublayers: of the model, at their present sizes.
-        tokenizer: that goes with it, if any.
+        processor: that goes with it, if any.
         dtype: of the weights in the file.
+        companions: of the dense checkpoint; where they hold all of the processor's files, it writes none of its own.
 
     Raises:
         OutputError: the disk fills up.
@@ -56,9 +64,11 @@ def write_checkpoint(
     try:
         with _named("the model"):
             stored.save_pretrained(folder)
-        if tokenizer is not None:
-            with _named("the tokenizer"):
-                tokenizer.save_pretrained(folder)
+        companions.write(folder)
+        if processor is not None and not (companions.whole and _is_there(processor, folder, stored)):
+            with _named(_called(processor)):
+                processor.save_pretrained(folder)
+            companions.write(folder)
         path = folder / CONFIG
         config = json.loads(path.read_text())
         config.pop("auto_map", None)
@@ -68,14 +78,14 @@ def write_checkpoint(
             name = type(model).__name__
             config["auto_map"] = dict.fromkeys(auto_classes_of(name, config["model_type"]), f"{MODULE}.{name}")
             stock = build_stock(model)
-            (folder / f"{MODULE}.py").write_text(remote_code(name, resolve(stock, family_of(model.config))))
+            (folder / f"{MODULE}.py").write_text(remote_code(name, resolve(stock, family_of_all(sublayers))))
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
 
 
-def check_savable(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Before any work: config, generation config and tokenizer can be written. Raises CheckpointError, OutputError."""
+def check_savable(model: nn.Module, processor: Processor | None) -> None:
+    """Before any work: config, generation config and processor can be written. Raises CheckpointError, OutputError."""
     given: Any = model
     with tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
         with _named("config.json"):
@@ -83,9 +93,25 @@ def check_savable(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -
         if getattr(given, "generation_config", None) is not None and given.can_generate():
             with _named("generation_config.json"):
                 given.generation_config.save_pretrained(folder)
-        if tokenizer is not None:
-            with _named("the tokenizer"):
-                tokenizer.save_pretrained(folder)
+        if processor is not None:
+            with _named(_called(processor)):
+                processor.save_pretrained(folder)
+
+
+def _is_there(processor: Processor, folder: Path, model: PreTrainedModel) -> bool:
+    """Whether a folder has all files of a processor; some read a file of a name that nobody else has."""
+    try:
+        found = open_processor(str(folder), model)
+    except FasterPrunerError:
+        return False
+    if isinstance(found, PreTrainedTokenizerBase) and isinstance(processor, PreTrainedTokenizerBase):
+        return found.get_vocab() == processor.get_vocab()
+    return type(found) is type(processor)
+
+
+def _called(processor: Processor) -> str:
+    """What a person calls it."""
+    return "the tokenizer" if isinstance(processor, PreTrainedTokenizerBase) else "the processor"
 
 
 @contextmanager

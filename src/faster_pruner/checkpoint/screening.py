@@ -29,8 +29,9 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _LARGEST_JSON = 10 << 20
 # The hub gets one attempt of so many seconds.
 _HUB_SECONDS = 5.0
-# Numbers that a tensor has along one of its sides; those that a pruned checkpoint may state and not have come second.
-_SIDES = ("hidden_size", "vocab_size", "max_position_embeddings")
+# Numbers that a tensor has along one of its sides, and what is in the names of such tensors: rotary positions have
+# none, and a model of sound has no words. Those that a pruned checkpoint may state and not have come apart.
+_SIDES = {"hidden_size": "", "vocab_size": "embed", "max_position_embeddings": "position"}
 # A model may do without these.
 _OPTIONAL_SIDES = ("type_vocab_size",)
 _PRUNED_SIDES = ("intermediate_size",)
@@ -200,13 +201,17 @@ def check_counts(
     """
     stated = {name: getattr(config, name) for name in _COUNTS if hasattr(config, name)}
     for name, value in stated.items():
-        if type(value) is not int or value < (0 if name in _OPTIONAL_SIDES else 1):
+        least = 0 if name in _OPTIONAL_SIDES else 1
+        # in models of several stages there is one number for each
+        numbers = list(value) if isinstance(value, list | tuple) and value else [value]
+        if not all(type(number) is int and number >= least for number in numbers):
             raise CheckpointError(
                 f"{place!r}: {CONFIG} is not usable: {_own(config, name)} is {shown(value)}; it must be a whole number "
-                f"of at least {0 if name in _OPTIONAL_SIDES else 1}"
+                f"of at least {least}"
             )
     if shapes is None:
         return
+    stated = {name: max(value) if isinstance(value, list | tuple) else value for name, value in stated.items()}
     layers = stated.get("num_hidden_layers", 0)
     if layers > len(shapes):
         raise CheckpointError(
@@ -215,7 +220,8 @@ def check_counts(
         )
     longest = max((side for shape in shapes.values() for side in shape), default=0)
     for name in (*_SIDES, *_OPTIONAL_SIDES, *(() if pruned else _PRUNED_SIDES)):
-        if stated.get(name, 0) > longest:
+        has = any(len(shape) == 2 and _SIDES.get(name, "") in key for key, shape in shapes.items())
+        if has and stated.get(name, 0) > longest:
             raise CheckpointError(
                 f"{place!r}: the tensors do not fit {CONFIG}: {_own(config, name)} is {stated[name]}, but no tensor "
                 f"of the file has a side longer than {longest}"

@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from faster_pruner.errors import CheckpointError
+from faster_pruner.errors import CheckpointError, UnsupportedModelError
+from faster_pruner.model.describe import family_of_all
+from faster_pruner.model.literal import family_from_json, family_to_json
 from faster_pruner.model.shrink import resize, without_layer_sizes
-from faster_pruner.model.spec import Sublayer, parts_by_name, resolve, with_parts
+from faster_pruner.model.spec import Family, Sublayer, parts_by_name, resolve, with_parts
 from faster_pruner.model.table import family_of
 
 METADATA_KEY = "faster_pruner"
+# Present where no row of the table says where the sublayers are.
+FAMILY_KEY = "family"
 LAYERS_KEY = "per_layer_config"
 FORMAT = 2
 # Sizes by layer and config field, as faster-pruner 0.1 wrote them for models of one stack.
 _FIRST_FORMAT = 1
 
 
+def family_in(config: Any) -> Family | None:
+    """The family of a model by its config: the one that it states, or the table's row; None where nobody says.
+
+    Raises:
+        CheckpointError: what it states is no family.
+    """
+    metadata = getattr(config, METADATA_KEY, None)
+    if not isinstance(metadata, dict) or FAMILY_KEY not in metadata:
+        return family_of(config)
+    try:
+        return family_from_json(metadata[FAMILY_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"config.json: {METADATA_KEY}: {error}") from error
+
+
+def is_pruned(config: Any) -> bool:
+    """Whether a config says that faster-pruner has pruned its model."""
+    return getattr(config, METADATA_KEY, None) is not None
+
+
 def sublayers_of(model: nn.Module) -> list[Sublayer]:
-    """The sublayers of any model in memory at their present sizes, dense or pruned by faster-pruner.
+    """The sublayers of a model in memory at their present sizes: a pruned one, or a dense one with a row in the table.
 
     Raises:
         UnsupportedModelError: no family describes it.
         CheckpointError: its config states sizes that it cannot have.
     """
     config: Any = model.config
-    if getattr(config, METADATA_KEY, None) is None:
-        return resolve(model, family_of(config))
+    family = family_in(config)
+    if family is None:
+        raise UnsupportedModelError(
+            f"nothing says where a {type(model).__name__} keeps its sublayers: it has to be looked at (describe)"
+        )
+    if not is_pruned(config):
+        return resolve(model, family)
     stock = build_stock(model)
-    return sized(stock, resolve(stock, family_of(config)))
+    return sized(stock, resolve(stock, family))
 
 
 def build_stock(model: nn.Module) -> nn.Module:
@@ -39,8 +69,32 @@ def build_stock(model: nn.Module) -> nn.Module:
     # a class that came with a checkpoint shrinks in its constructor
     own = next(each for each in type(model).__mro__ if not each.__module__.startswith("transformers_modules"))
     build: Any = own
-    with torch.device("meta"):
-        return build(without_layer_sizes(model.config))
+    config = without_layer_sizes(model.config)
+    with torch.device("meta"), building_stock(config) as mark:
+        stock = build(config)
+        mark(stock)
+        return stock
+
+
+@contextmanager
+def building_stock(config: Any) -> Generator[Callable[[nn.Module], None]]:
+    """While a model is built, its config says nothing of its sizes; what is given marks the finished model with them.
+
+    Some classes build others inside by auto classes, which would shrink those, too.
+    """
+    metadata = vars(config).pop(METADATA_KEY, None)
+
+    def mark(model: nn.Module) -> None:
+        for module in model.modules():
+            own = getattr(module, "config", None)
+            if metadata is not None and type(own) is type(config):
+                setattr(own, METADATA_KEY, metadata)
+
+    try:
+        yield mark
+    finally:
+        if metadata is not None:
+            setattr(config, METADATA_KEY, metadata)
 
 
 def sized(model: nn.Module, sublayers: Sequence[Sublayer]) -> list[Sublayer]:
@@ -90,14 +144,18 @@ def mark_as_pruned(model: nn.Module, sublayers: Sequence[Sublayer]) -> None:
         if group[0].spec.stock and len(units) == 1 and 0 not in units and field:
             setattr(config, field[0], units.pop())
     config: Any = model.config
-    setattr(config, METADATA_KEY, {"format": FORMAT, "sizes": {s.name: s.units for s in sublayers}})
+    metadata: dict[str, Any] = {"format": FORMAT, "sizes": {s.name: s.units for s in sublayers}}
+    if family_of(config) != (family := family_of_all(sublayers)):
+        metadata[FAMILY_KEY] = family_to_json(family)
+    setattr(config, METADATA_KEY, metadata)
     parts = [config, *(value for value in vars(config).values() if hasattr(value, "is_heterogeneous"))]
     for part in parts:
         vars(part).pop(LAYERS_KEY, None)
     if not opens_with_stock_class(model, sublayers):
         for part, layers in _layer_sizes(model, sublayers):
-            # a plain entry: it means nothing to the model in memory, and is written by every save_pretrained
-            vars(part)[LAYERS_KEY] = layers
+            if readable := _readable(part, layers):
+                # a plain entry: it means nothing to the model in memory, and is written by every save_pretrained
+                vars(part)[LAYERS_KEY] = readable
 
 
 def opens_with_stock_class(model: nn.Module, sublayers: Sequence[Sublayer]) -> bool:
@@ -121,6 +179,23 @@ def _layer_sizes(model: nn.Module, sublayers: Sequence[Sublayer]) -> list[tuple[
         for field in s.spec.config[:1]:
             layers.setdefault(str(s.layer), {})[field] = s.units
     return list(found.values())
+
+
+def _readable(config: Any, layers: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """What of `per_layer_config` the config's own class can be made with: some check fields that then have no value.
+
+    Where nothing is left, plain transformers refuses the checkpoint for the shapes of its tensors.
+    """
+    names = list(dict.fromkeys(name for fields in layers.values() for name in fields))
+    for chosen in (names, *([name] for name in names)):
+        own = {layer: {name: fields[name] for name in chosen if name in fields} for layer, fields in layers.items()}
+        own = {layer: fields for layer, fields in own.items() if fields}
+        try:
+            type(config)(**{**config.to_dict(), LAYERS_KEY: own})
+        except Exception:  # whatever a config's own checks raise
+            continue
+        return own
+    return {}
 
 
 def _config_of(model: nn.Module, sublayer: Sublayer) -> Any:

@@ -49,8 +49,9 @@ class Macs:
     """Multiply-accumulates of the sublayers for one row of mean length (Kwon et al. 2022, section 3).
 
     Counted: the matrix products of every sublayer, i.e. its producers, its output projection, and where tokens are
-    mixed the two products with the attention matrix. Not counted: embeddings, biases, normalisation, activations,
-    softmax, and the head. Twice these numbers is what torch's FlopCounterMode counts for the same modules.
+    mixed the two products with the attention matrix, as often as the layer runs. Not counted: embeddings, biases,
+    normalisation, activations, softmax, the head, and further calls of a producer (DeBERTa's of its positions). Twice
+    these numbers is what torch's FlopCounterMode counts for the same modules.
 
     Attributes:
         lengths: tokens per row, by stack.
@@ -63,12 +64,16 @@ class Macs:
         """[P] float64."""
         keeps, length = keeps.double(), self.lengths[sublayer.stack.name]
         columns = keeps * sublayer.unit_size
-        features = _features(sublayer, keeps)
-        inputs = [producer.inputs for producer in sublayer.parts.producers]
-        products = sum((f * n for f, n in zip(features, inputs, strict=True)), columns * sublayer.width)
-        # every query and every column of the values meets every token
-        mixing = columns * 2 * length if sublayer.spec.mixes_tokens else 0.0
-        return length * (products + mixing)
+        specs, parts = sublayer.spec.producers, sublayer.parts.producers
+        products = {"own": columns * sublayer.width, "memory": torch.zeros_like(columns)}
+        for features, spec, own in zip(_features(sublayer, keeps), specs, parts, strict=True):
+            read = "memory" if spec.source == "memory" else "own"
+            products[read] = products[read] + features * own.inputs
+        remembers = any(spec.source == "memory" for spec in specs)
+        met = self.lengths.get(sublayer.stack.memory, length) if remembers else length
+        # every query and every column of the values meets every token that is attended to
+        mixing = columns * 2 * met if sublayer.spec.mixes_tokens else 0.0
+        return sublayer.stack.calls * (length * (products["own"] + mixing) + met * products["memory"])
 
     def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
         """Nothing else is counted."""

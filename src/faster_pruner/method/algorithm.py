@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from faster_pruner.costs.budget import Bound, Budget, bounds_of
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
@@ -18,16 +19,17 @@ from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.compensation import compensate
 from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, select, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
 from faster_pruner.model.network import Network
-from faster_pruner.model.passes import PassSetting, device_of
-from faster_pruner.model.precision import choose_precision
+from faster_pruner.model.passes import PassSetting, device_of, inference, tensors_in
+from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents
-from faster_pruner.options import CalibrationOptions, Fisher, Method, Scale, SecondOrder
+from faster_pruner.options import CalibrationOptions, Fisher, Method, PrecisionName, Scale, SecondOrder
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.results import SublayerResult
 
@@ -65,7 +67,7 @@ def calibrate(
     if not any(s.units for s in sublayers):
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
     limit = default_limit(device) if options.memory_limit is None else options.memory_limit
-    setting = PassSetting(precision=choose_precision(options.precision, device), shelf=Shelf(limit))
+    setting = PassSetting(precision=_precision(subject.model, options, batches[-1]), shelf=Shelf(limit))
     data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
     network = Network(subject.model, sublayers)
     calibrated = _taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
@@ -106,14 +108,29 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
         left = {name: left[name][selection[name]] for name in left}
         student = student.shrunk(selection)
         with clock.stage("recovery", total=len(student.sublayers)):
-            results = recover(
-                student, dense.data, dense.statistics, method=method, teacher=teacher, progress=clock.progress
-            )
+            results = _recovered(dense, student, left, method, teacher=teacher, clock=clock)
     units = {s.name: s.units for s in dense.sublayers}
     masks = {name: torch.zeros(n, dtype=torch.bool).index_fill(0, left[name], True) for name, n in units.items()}
     smaller = {s.name: s for s in student.sublayers}
     sublayers = [smaller.get(s.name, s) for s in dense.subject.sublayers]
     return Pruned(student.model, sublayers, [replace(r, units_before=units[r.name]) for r in results], masks)
+
+
+def _recovered(
+    dense: Calibrated,
+    student: Network,
+    left: Mapping[str, torch.Tensor],
+    method: Method,
+    *,
+    teacher: Teacher | None,
+    clock: StageClock,
+) -> list[SublayerResult]:
+    """Recovery of a network in place: in lockstep, and of what runs several times in a forward in closed form."""
+    repeated = compensate(dense.network, student, dense.statistics, left, method)
+    once = replace(student, sublayers=[s for s in student.sublayers if s.name not in repeated])
+    found = recover(once, dense.data, dense.statistics, method=method, teacher=teacher, progress=clock.progress)
+    by_name = {result.name: result for result in (*repeated.values(), *found)}
+    return [by_name[s.name] for s in student.sublayers]
 
 
 def _taken(
@@ -132,13 +149,15 @@ def _require_statistics(calibrated: Calibrated, method: Method) -> None:
     """Raise OptionError when a method needs what was not taken; the calibration may have been for another method."""
     needs = Needs.of(method)
     taken = [calibrated.statistics[s.name] for s in calibrated.sublayers if s.units]
+    aimed = any(s.aimed for s in calibrated.sublayers)
+    fitted = [calibrated.statistics[s.name] for s in calibrated.sublayers if s.units and s.stack.calls == 1]
     missing = [
         what
         for what, wanted, found in (
             ("mask gradients", needs.mask_gradients, all(own.mask_gradients is not None for own in taken)),
             ("second moments", needs.moments, all(own.x is not None and own.y_gradient is not None for own in taken)),
-            ("targets of the dense model", needs.targets, all(len(own.targets) for own in taken)),
-            ("dense inputs of the producers", needs.sources, any(len(own.sources) for own in taken)),
+            ("targets of the dense model", needs.targets, all(len(own.targets) for own in fitted)),
+            ("dense inputs of the producers", needs.sources and aimed, any(len(own.sources) for own in taken)),
         )
         if wanted and not found
     ]
@@ -178,6 +197,27 @@ def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) ->
             masks[s.name] = torch.zeros(s.units).index_fill(0, chosen[s.name], 1.0)
             chosen[s.name] = torch.arange(s.units)
     return Teacher(calibrated.network.copied().shrunk(chosen), masks)
+
+
+def _precision(model: nn.Module, options: CalibrationOptions, batch: Batch) -> PrecisionName:
+    """The arithmetic of the passes; float32 where a model's own code does not run, or overflows, in bfloat16.
+
+    Raises:
+        OptionError: bfloat16 is asked for, and does not work.
+    """
+    device = device_of(model)
+    chosen = choose_precision(options.precision, device)
+    if chosen == "float32":
+        return chosen
+    try:
+        with inference(model), forward_in(chosen, device):
+            tensors = tensors_in(model(**batch.inputs))
+        reason = "" if all(bool(tensor.isfinite().all()) for tensor in tensors) else "its values are not finite"
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if reason and options.precision != "auto":
+        raise OptionError(f"the model does not run in {chosen}: {reason}; choose float32", option="precision")
+    return "float32" if reason else chosen
 
 
 def _batches(

@@ -27,12 +27,14 @@ class Subject:
         sublayers: all of them at their present sizes.
         objective: what it is for.
         dtype: that its checkpoint is stored in.
+        left: by path or name, parts of the model that are no sublayer and stay whole, and why.
     """
 
     model: nn.Module
     sublayers: list[Sublayer]
     objective: Objective
     dtype: torch.dtype = torch.float32
+    left: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)

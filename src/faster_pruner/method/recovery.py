@@ -127,8 +127,8 @@ def recover(
         progress: told after each sublayer.
     """
     model, sublayers, batches, setting = network.model, network.sublayers, data.batches, data.setting
-    if method.recovery is None:
-        return [_untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
+    if method.recovery is None or not sublayers:
+        return [untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
     listener = progress or Silent()
     results: list[SublayerResult] = []
     align = method.align
@@ -142,7 +142,7 @@ def recover(
             targets = TeacherTargets(own.model, stack.enter_context(second))
         for place, sublayer in enumerate(sublayers):
             if any(result.status == "stopped" for result in results):
-                results.append(_untouched(sublayer, "not reached", ""))
+                results.append(untouched(sublayer, "not reached", ""))
                 continue
             drift = _Drift(None, None)
             if align is not None and sublayer.aimed and place == 0:
@@ -151,7 +151,7 @@ def recover(
             elif align is not None and sublayer.aimed:
                 drift = _align(run, model, sublayer, statistics[sublayer.name], batches, ridge=align)
             if skips_first and place == 0:
-                results.append(_untouched(sublayer, "skipped", "the reference does not tune it"))
+                results.append(untouched(sublayer, "skipped", "the reference does not tune it"))
                 run.skip(sublayer)
                 targets.skip(sublayer)
             else:
@@ -236,14 +236,14 @@ def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequenc
     return moments
 
 
-def _untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
+def untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
     """Result of a sublayer that recovery left alone."""
     return SublayerResult(
         name=sublayer.name, units_before=sublayer.units, units=sublayer.units, status=status, note=note
     )
 
 
-def _solved(sublayer: Sublayer, solution: Solution, *, before: float, after: float, note: str) -> SublayerResult:
+def solved(sublayer: Sublayer, solution: Solution, *, before: float, after: float, note: str) -> SublayerResult:
     """Result of a sublayer with the residuals before and after a solve."""
     return SublayerResult(
         name=sublayer.name,
@@ -263,7 +263,7 @@ def _fit(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, recov
     if isinstance(recovery, Weights):
         return _reconstruct(model, sublayer, moments, recovery)
     if sublayer.units == 0:
-        return _untouched(sublayer, "skipped", "no unit left to scale")
+        return untouched(sublayer, "skipped", "no unit left to scale")
     return _tune(model, sublayer, moments, recovery)
 
 
@@ -277,7 +277,7 @@ def _tune(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, reco
         cross = cross.addr_(moments.x.total, bias.detach().to(cross.dtype), alpha=-1)
     matrix, right_side = mask_normal_equations(moments.x.plain(), cross, weight, sublayer.unit_size)
     solution = solve(recovery.solver, matrix, right_side, torch.ones_like(right_side))
-    result = _solved(sublayer, solution, before=before, after=before, note=solution.advice)
+    result = solved(sublayer, solution, before=before, after=before, note=solution.advice)
     extreme = float(solution.value.abs().max())
     if not solution.converged:
         return replace(result, status="stopped", note=f"{solution.status}: {solution.advice}; recovery stops here")
@@ -304,4 +304,4 @@ def _reconstruct(model: nn.Module, sublayer: Sublayer, moments: RegressionMoment
         after = before
     else:
         set_matrix(projection, weight, bias, transposed=sublayer.parts.transposed)
-    return _solved(sublayer, solution, before=before, after=after, note=note)
+    return solved(sublayer, solution, before=before, after=after, note=note)

@@ -76,7 +76,8 @@ class SublayerStatistics:
         y_gradient: second moment of dL/dY over the same tokens; None when not needed.
         rows: how many rows were differentiated here: those of the moments and the mask gradients.
         read: per batch [B, S] bool, the real tokens that the objective reads (in the last layer of a classifier, CLS).
-        targets: per batch [tokens read, d], in the precision of the pass; empty when not needed.
+        targets: per batch [tokens read, d], in the precision of the pass; empty when not needed, and for what runs
+            several times in a forward.
         sources: for each of the first batches, those that were differentiated here, [T, d] over the tokens of
             `source_tokens`, in the precision of the pass; empty when not needed.
     """
@@ -138,6 +139,8 @@ class _Collector:
         self.sources = {s.name: HiddenStates(setting.shelf) for s in sublayers}
         self.batch: Batch | None = None
         self.found: Mapping[str, Tensor] | None = None
+        # sublayers of which a call was observed in this batch already
+        self.begun: set[str] = set()
         self.statistics = {
             s.name: SublayerStatistics(
                 mask_gradients=torch.zeros(self.rows, s.units, device=device) if needs.mask_gradients else None,
@@ -152,23 +155,28 @@ class _Collector:
     def begin(self, batch: Batch, found: Mapping[str, Tensor] | None) -> None:
         """The next observations are of this batch; `found` is what it reads where no rule says so."""
         self.batch, self.found = batch, found
+        self.begun.clear()
 
     @torch.no_grad()
     def observe(self, sublayer: Sublayer, seen: Observation) -> None:
-        """Fold one batch of one sublayer into its sums."""
+        """Fold one call of one sublayer on one batch into its sums."""
         assert self.batch is not None
-        own = self.statistics[sublayer.name]
+        rows, own = self.batch.rows.numel(), self.statistics[sublayer.name]
+        seen = seen.by_row(rows)
         real = real_tokens(sublayer, self.batch, seen.x)
-        read = self.reading.tokens_read(sublayer, real, self.found)
-        own.read.append(read)
-        if self.needs.targets:
+        read = self.reading.tokens_read(sublayer, real, self.batch, self.found)
+        first = sublayer.name not in self.begun
+        self.begun.add(sublayer.name)
+        if first:
+            own.read.append(read)
+        if self.needs.targets and sublayer.stack.calls == 1:
             self.targets[sublayer.name].append(tokens_of(self._target(seen), read))
         if seen.x_gradient is None or seen.y_gradient is None:
             return
-        own.rows += self.batch.rows.numel()
+        own.rows += rows if first else 0
         if own.mask_gradients is not None:
             product = (seen.x.float() * seen.x_gradient.float() * real[:, :, None]).sum(dim=1)
-            own.mask_gradients[self.batch.rows] = product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
+            own.mask_gradients[self.batch.rows] += product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
         if own.x is not None and own.y_gradient is not None:
             own.x.add(tokens_of(seen.x, read))
             own.y_gradient.add(tokens_of(seen.y_gradient, read))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from faster_pruner.model.passes import activation_gradients_only, first_input
+from faster_pruner.model.passes import activation_gradients_only, by_row, first_input
 from faster_pruner.model.spec import Sublayer
 
 
@@ -85,7 +86,7 @@ def _keep_branch(prefix: str, present: Callable[[], Bases], *, first: bool, last
 
 @dataclass(frozen=True)
 class Observation:
-    """One output projection in one forward and backward.
+    """One call of one output projection in one forward and backward, with tokens as the model lays them out.
 
     Attributes:
         x: [B, S, n] input of the projection.
@@ -103,6 +104,31 @@ class Observation:
     base: Tensor | None
     source: Tensor | None
 
+    def by_row(self, rows: int) -> Observation:
+        """The same with B rows, however the model lays out their tokens (see `passes.by_row`)."""
+        values = {name: None if value is None else by_row(value, rows) for name, value in vars(self).items()}
+        return Observation(**values)  # pyright: ignore[reportArgumentType]
+
+
+class _Call:
+    """What is known so far of one call of one projection."""
+
+    def __init__(self, x: Tensor, base: Tensor | None, source: Tensor | None) -> None:
+        self.forget()
+        self.x, self.base, self.source = x, base, source
+
+    def forget(self) -> None:
+        """Let go of everything: the graph holds on to its hooks."""
+        self.x: Tensor | None = None
+        self.y: Tensor | None = None
+        self.y_gradient: Tensor | None = None
+        self.base: Tensor | None = None
+        self.source: Tensor | None = None
+
+    def keep_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dy."""
+        self.y_gradient = gradient
+
 
 class _Watch:
     """Hooks of one sublayer for `gradients`."""
@@ -118,15 +144,8 @@ class _Watch:
     ) -> None:
         self.sublayer, self.bases, self.report, self.arrived = sublayer, bases, report, arrived
         self.differentiated = differentiated
-        self.forget()
-
-    def forget(self) -> None:
-        """Let go of everything."""
-        self.x: Tensor | None = None
-        self.y: Tensor | None = None
-        self.base: Tensor | None = None
         self.source: Tensor | None = None
-        self.y_gradient: Tensor | None = None
+        self.running: _Call | None = None
 
     def attach(self, stack: ExitStack, model: nn.Module) -> None:
         """Register the hooks; `stack` removes them."""
@@ -149,34 +168,31 @@ class _Watch:
         self.arrived(self.sublayer, x)
         if self.differentiated:
             x = x if x.requires_grad else x.detach().requires_grad_()
-            x.register_hook(self.input_gradient)
-        self.x, self.base = x.detach(), self.bases.of(self.sublayer)
+        call = self.running = _Call(x.detach(), self.bases.of(self.sublayer), self.source)
+        self.source = None
+        if self.differentiated:
+            # the last gradient of a call to come
+            x.register_hook(partial(self.finish, call))
         return (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         """Keep the output; the model goes on with a copy, because it may add something to it where it lies."""
         del module, args
-        self.y = y.detach()
+        call, self.running = self.running, None
+        assert call is not None
+        call.y = y.detach()
         if not self.differentiated:
-            self.finish(None)
+            self.finish(call, None)
             return y
-        y.register_hook(self.output_gradient)
+        y.register_hook(call.keep_gradient)
         return y.clone()
 
-    def output_gradient(self, gradient: Tensor) -> None:
-        """Keep dL/dy."""
-        self.y_gradient = gradient
-
-    def input_gradient(self, gradient: Tensor) -> None:
-        """Keep dL/dx, the last to come."""
-        self.finish(gradient)
-
-    def finish(self, x_gradient: Tensor | None) -> None:
-        """Everything is known now: report and let go of it."""
-        assert self.x is not None
-        assert self.y is not None
-        seen = Observation(self.x, x_gradient, self.y, self.y_gradient, self.base, self.source)
-        self.forget()
+    def finish(self, call: _Call, x_gradient: Tensor | None) -> None:
+        """Everything is known of a call now: report it."""
+        assert call.y is not None
+        assert call.x is not None
+        seen = Observation(call.x, x_gradient, call.y, call.y_gradient, call.base, call.source)
+        call.forget()
         self.report(self.sublayer, seen)
 
 
@@ -193,7 +209,7 @@ def gradients(
     start: int = 0,
     arrived: Callable[[Sublayer, Tensor], None] | None = None,
 ) -> Generator[None]:
-    """Report every output projection once per forward and backward; parameters get no gradients.
+    """Report every call of every output projection, once per forward and backward; parameters get no gradients.
 
     The graph starts at the input of the output projection of ``sublayers[start]``. It and the later ones are reported
     in the backward, last sublayer first, as far as it gets to them; the earlier ones, and those without a unit, in the

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from faster_pruner.data.batches import Batch
 from faster_pruner.host.spill import Parking
 from faster_pruner.model.gradients import Bases
-from faster_pruner.model.passes import PassSetting, inference
+from faster_pruner.model.passes import PassSetting, by_row, inference
 from faster_pruner.model.precision import forward_in
 from faster_pruner.model.spec import Sublayer
 
@@ -86,7 +86,8 @@ class Lockstep:
             name, x = self._resume(index)
             assert name == sublayer.name, f"expected the model to reach {sublayer.name}, it reached {name}"
             base = self._bases[index].of(sublayer)
-            yield Arrival(index, x, base)
+            rows = self._rows(index)
+            yield Arrival(index, by_row(x, rows), None if base is None else by_row(base, rows))
             self._park(index, [x] if base is None else [x, base])
 
     def skip(self, sublayer: Sublayer) -> None:
@@ -102,8 +103,12 @@ class Lockstep:
         for index in range(len(self._batches)):
             name, x = self._resume(index)
             assert name == _entry(sublayer), f"expected the model to reach {_entry(sublayer)}, it reached {name}"
-            yield index, x
+            yield index, by_row(x, self._rows(index))
             self._park(index, [x])
+
+    def _rows(self, index: int) -> int:
+        """B of one batch."""
+        return self._batches[index].rows.numel()
 
     def skip_entry(self, sublayer: Sublayer) -> None:
         """Let every batch run up to the producers of `sublayer`; nobody looks."""

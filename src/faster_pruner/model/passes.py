@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -100,6 +101,25 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
+def by_row(x: Tensor, rows: int) -> Tensor:
+    """[B, S, n]: the tokens of B rows, of x whose first dimensions hold them row after row.
+
+    Some models put all tokens into one dimension, others an image's windows into the first one.
+    """
+    return x if x.ndim == 3 and x.shape[0] == rows else x.reshape(rows, -1, x.shape[-1])
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's weights are."""
     return next(model.parameters()).device
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All floating-point tensors in what a module returns, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping | SimpleNamespace):
+        value = list(value.values() if isinstance(value, Mapping) else vars(value).values())
+    if isinstance(value, list | tuple):
+        return [tensor for each in value for tensor in tensors_in(each)]
+    return []

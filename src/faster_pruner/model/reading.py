@@ -8,8 +8,9 @@ rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.gradients import Observation, gradients
+from faster_pruner.model.passes import by_row
 from faster_pruner.model.spec import Sublayer
 
 # Rows of the batch that the structure is found on.
@@ -36,6 +38,7 @@ class Rule(StrEnum):
     NONE = "none"
     FIRST = "the first position"
     LAST = "the last real token"
+    POSITIONS = "where predictions are read"
     EVERY = "every real token"
     OTHER = "found batch by batch"
 
@@ -68,13 +71,13 @@ class Reading:
             return None
         return _read(self.model, sublayers, batch, self.values).read
 
-    def tokens_read(self, sublayer: Sublayer, real: Tensor, found: Mapping[str, Tensor] | None) -> Tensor:
-        """[B, S] bool: the tokens read, out of the real ones."""
+    def tokens_read(self, sublayer: Sublayer, real: Tensor, batch: Batch, found: Mapping[str, Tensor] | None) -> Tensor:
+        """[B, S] bool: the tokens of a batch that are read, out of the real ones; `found` is what `of` says of it."""
         rule = self.rules[sublayer.name]
         if rule is Rule.OTHER:
             assert found is not None
             return found[sublayer.name] & real
-        return real if rule is Rule.EVERY else _by_rule(rule, real)
+        return real if rule is Rule.EVERY else _by_rule(rule, real, batch)
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,12 @@ def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, 
         values: what the backward starts from.
 
     Raises:
-        UnsupportedModelError: a sublayer runs more than once in a forward.
+        UnsupportedModelError: a sublayer runs more often in a forward than its stack says.
     """
-    seen = _read(model, sublayers, _varied_rows(batch), values)
+    few = _varied_rows(batch)
+    seen = _read(model, sublayers, few, values)
     rules = dict.fromkeys((s.name for s in sublayers), Rule.NEVER_RUNS)
-    rules |= {name: _rule(read, seen.real[name]) for name, read in seen.read.items()}
+    rules |= {name: _rule(read, seen.real[name], few) for name, read in seen.read.items()}
     unmasked = {
         s.stack.name: seen.real[s.name].shape[1]
         for s in sublayers
@@ -125,28 +129,28 @@ def _is_masked(sublayer: Sublayer, batch: Batch, seen: _Seen) -> bool:
 def _varied_rows(batch: Batch) -> Batch:
     """A few rows of a batch, spread over it (batches are sorted by length)."""
     count = batch.rows.numel()
-    chosen = torch.linspace(0, count - 1, min(_ROWS, count)).round().long().to(batch.rows.device)
-    return replace(
-        batch,
-        inputs={key: value[chosen] if value.shape[:1] == (count,) else value for key, value in batch.inputs.items()},
-        rows=torch.arange(chosen.numel(), device=batch.rows.device),
-        labels=None if batch.labels is None else batch.labels[chosen],
-    )
+    return batch.chosen(torch.linspace(0, count - 1, min(_ROWS, count)).round().long().to(batch.rows.device))
 
 
 def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values: Values) -> _Seen:
     """Run one batch and see where NaN gets."""
     seen = _Seen({}, {})
 
+    rows, calls = batch.rows.numel(), Counter[str]()
+
     def arrived(sublayer: Sublayer, x: Tensor) -> None:
-        if sublayer.name in seen.real:
-            raise UnsupportedModelError(f"{sublayer.name} runs more than once in one forward; once is supported")
-        seen.real[sublayer.name] = real_tokens(sublayer, batch, x)
-        seen.read[sublayer.name] = torch.zeros_like(seen.real[sublayer.name])
+        calls[sublayer.name] += 1
+        if calls[sublayer.name] > sublayer.stack.calls:
+            raise UnsupportedModelError(
+                f"{sublayer.name} runs more often in one forward than the {sublayer.stack.calls} times of its stack"
+            )
+        if sublayer.name not in seen.real:
+            seen.real[sublayer.name] = real_tokens(sublayer, batch, by_row(x, rows))
+            seen.read[sublayer.name] = torch.zeros_like(seen.real[sublayer.name])
 
     def report(sublayer: Sublayer, observed: Observation) -> None:
         if observed.y_gradient is not None:
-            seen.read[sublayer.name] = observed.y_gradient.isnan().any(dim=-1)
+            seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
     with gradients(model, sublayers, report, arrived=arrived):
         start = values(model(**batch.inputs), batch)
@@ -167,20 +171,24 @@ class _OpenRectifiers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _rule(read: Tensor, real: Tensor) -> Rule:
-    """The rule that read [B, S] follows, given the real tokens [B, S]."""
+def _rule(read: Tensor, real: Tensor, batch: Batch) -> Rule:
+    """The rule that read [B, S] follows, given the real tokens [B, S] of a batch."""
     seen = read & real
     if not seen.any():
         return Rule.NONE
     if torch.equal(seen, real):
         return Rule.EVERY
-    return next((rule for rule in (Rule.FIRST, Rule.LAST) if torch.equal(seen, _by_rule(rule, real))), Rule.OTHER)
+    simple = (Rule.POSITIONS, Rule.FIRST, Rule.LAST)
+    return next((rule for rule in simple if torch.equal(seen, _by_rule(rule, real, batch))), Rule.OTHER)
 
 
-def _by_rule(rule: Rule, real: Tensor) -> Tensor:
-    """[B, S] bool: the tokens that a rule names."""
+def _by_rule(rule: Rule, real: Tensor, batch: Batch) -> Tensor:
+    """[B, S] bool: the tokens of a batch that a rule names."""
     chosen = torch.zeros_like(real)
-    if rule is Rule.FIRST:
+    if rule is Rule.POSITIONS:
+        if batch.positions is not None and batch.positions.shape == real.shape:
+            chosen = batch.positions
+    elif rule is Rule.FIRST:
         chosen[:, 0] = True
     elif rule is Rule.LAST:
         places = torch.arange(real.shape[1], device=real.device)

@@ -114,7 +114,9 @@ class Constant(nn.Module):
         super().__init__()
         self.in_features, self.out_features = 0, width
         self.register_parameter("bias", bias)
-        self.register_buffer("zero", like.new_zeros(width), persistent=False)
+        if bias is None:
+            # saved with the weights: from_pretrained fills with anything what a file does not hold
+            self.register_buffer("zero", like.new_zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., any] -> [..., d]."""
@@ -265,9 +267,8 @@ def shrink(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
         if producer.bias:
             _select(module, "bias", index, axis=0)
         _count(module, ("out_features", "nf"), index.numel())
-    device = next(projection.parameters()).device
     for follower in parts.followers:
-        _follow(model.get_submodule(follower.module), follower, keep, device)
+        _follow(model.get_submodule(follower.module), follower, keep, next(projection.parameters()).device)
     return smaller
 
 

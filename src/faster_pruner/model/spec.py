@@ -138,6 +138,9 @@ class Stack:
         name: first part of the names of its sublayers.
         config: attribute of the model's config that holds this stack's own; empty for the config itself.
         mask: key among the model's inputs that says which of its tokens are real; empty when all are.
+        calls: how often each of its layers runs in one forward (ALBERT's layers are one layer, run again and again):
+            one decision is made for all calls, from statistics that are summed over them.
+        memory: name of the stack whose output producers with that source read (an encoder's, in cross-attention).
     """
 
     layers: str
@@ -145,6 +148,8 @@ class Stack:
     name: str = "layers"
     config: str = ""
     mask: str = "attention_mask"
+    calls: int = 1
+    memory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +211,10 @@ class Sublayer:
 
     @property
     def aimed(self) -> tuple[Producer, ...]:
-        """Producers that read the residual stream and nothing else: those that can be re-aimed, all or none."""
+        """Producers that read the residual stream and nothing else, once: those that can be re-aimed, all or none."""
         found = zip(self.spec.producers, self.parts.producers, strict=True)
         chosen = tuple(producer for spec, producer in found if spec.source == "stream")
-        several = any(spec.source == "several" for spec in self.spec.producers)
+        several = self.stack.calls > 1 or any(spec.source == "several" for spec in self.spec.producers)
         return () if several or self.units == 0 else chosen
 
     def projection(self, model: nn.Module) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.spec import Family, FollowerSpec, ProducerSpec, Stack, SublayerSpec, UnitSize
 
 _BERT = Family(
@@ -92,16 +91,6 @@ _DISTILBERT = Family(
 FAMILIES: dict[str, Family] = {"bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT}
 
 
-def family_of(config: Any) -> Family:
-    """The row for a model's config. Raises UnsupportedModelError."""
-    return check_supported(str(getattr(config, "model_type", "")))
-
-
-def check_supported(model_type: str) -> Family:
-    """The row of a model type. Raises UnsupportedModelError, naming the supported ones."""
-    family = FAMILIES.get(model_type)
-    if family is None:
-        raise UnsupportedModelError(
-            f"model_type {model_type[:60]!r} is not supported; supported are: {', '.join(sorted(FAMILIES))}"
-        )
-    return family
+def family_of(config: Any) -> Family | None:
+    """The row for a model's config; None where there is none."""
+    return FAMILIES.get(str(getattr(config, "model_type", "")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,46 @@ def find_branches(
         if branch is not None:
             branches.append(branch)
     return branches
+
+
+def why_whole(branch: Branch, found: Mapping[tuple[str, str], Influence], reason: str) -> str:
+    """Why a branch is left whole, in words: what has a part in all of its units at once, or else `reason`."""
+    folder = _folder(branch)
+    beside = [
+        producer.removeprefix(folder)
+        for (producer, projection), influence in found.items()
+        if projection == branch.projection and producer.startswith(folder) and _everywhere(influence)
+    ]
+    if not beside:
+        return reason
+    have = "has" if len(beside) == 1 else "have"
+    return f"{' and '.join(beside)} {have} a part in all of its columns at once, so that no unit of it can go alone"
+
+
+def why_unused(path: str, branches: Sequence[Branch], found: Mapping[tuple[str, str], Influence]) -> str:
+    """Why a matrix that is part of no branch that can be cut is left whole, in words."""
+    owner = next((branch.projection for branch in branches if path in branch.producers), None)
+    if owner is not None:
+        return f"it computes columns of {owner}, which is left whole"
+    reached = [i for (producer, to), i in found.items() if producer == path and to != path and bool(i.columns.any())]
+    if not reached:
+        return "no other matrix of its layer reads what it computes"
+    if all(map(_everywhere, reached)):
+        return "each of its features has a part in everything that comes after it"
+    return "its features belong to no unit that a projection reads"
+
+
+def _everywhere(influence: Influence) -> bool:
+    """Whether each feature that reaches a projection reaches all of its columns."""
+    reaching = influence.columns.any(dim=1)
+    return bool(reaching.any()) and bool(influence.columns[reaching].all())
+
+
+def _folder(branch: Branch) -> str:
+    """Path of the smallest module that holds the projection and its producers, with a trailing dot."""
+    paths = [path.split(".")[:-1] for path in (branch.projection, *branch.producers)]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return "".join(names[0] + "." for names in shared)
 
 
 def _branch(model: nn.Module, trace: Trace, projection: str, pairs: Mapping[str, Influence]) -> Branch | None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.model.detection.branches import Branch, find_branches
+from faster_pruner.model.detection.branches import Branch, find_branches, why_unused, why_whole
 from faster_pruner.model.detection.following import completed
 from faster_pruner.model.detection.joining import Joined, find_joins
 from faster_pruner.model.detection.naming import config_fields, mask_of, stock_builds, unit_size_of
-from faster_pruner.model.detection.probing import influences, is_matrix, is_transposed, outputs_of
+from faster_pruner.model.detection.probing import influences, is_matrix, is_transposed, outputs_of, stacked
 from faster_pruner.model.detection.stacks import Layers, config_of, find_layers, stack_names
 from faster_pruner.model.detection.watching import Inputs, Trace, in_the_open, rows_of, watch
 from faster_pruner.model.spec import Family, ProducerSpec, Source, Stack, SublayerSpec
@@ -83,17 +83,24 @@ def detect(model: nn.Module, inputs: Inputs) -> Detected:
     left: dict[str, str] = {}
     trace = watch(model, inputs)
     layers = find_layers(model, trace, left)
-    stacks = []
+    stacks: list[Stack] = []
     for own, name in zip(layers, stack_names(layers), strict=True):
         config = config_of(model, own.layer(0))
-        stack = Stack(layers=own.path, sublayers=(), name=name, config=config, mask=mask_of(own, trace, inputs))
+        mask = mask_of(own, trace, inputs)
+        stack = Stack(layers=own.path, sublayers=(), name=name, config=config, mask=mask, calls=own.calls)
         specs = list(_sublayers(model, inputs, trace, own, stack, left=left))
         if specs:
-            stacks.append(replace(stack, sublayers=tuple(specs)))
+            memory = stacks[-1].name if stacks and any(_remembers(spec) for spec in specs) else ""
+            stacks.append(replace(stack, sublayers=tuple(specs), memory=memory))
     if not stacks:
         reasons = "; ".join(f"{path}: {why}" for path, why in left.items()) or "no list of layers was found"
         raise UnsupportedModelError(f"{type(model).__name__} has no sublayer that can be described: {reasons}")
     return Detected(Family(stacks=tuple(stacks)), left, trace)
+
+
+def _remembers(spec: SublayerSpec) -> bool:
+    """Whether a sublayer reads what another stack puts out."""
+    return any(producer.source == "memory" for producer in spec.producers)
 
 
 def _sublayers(
@@ -104,8 +111,10 @@ def _sublayers(
     own = in_the_open(model)
     for indices in layers.groups:
         place = Place(model, own, inputs, trace, layers, stack, indices)
-        for spec in _layer(place, left):
+        whole: dict[str, str] = {}
+        for spec in _layer(place, whole):
             found.setdefault(spec, []).extend(indices)
+        left |= {layers.layer(i) + path.removeprefix(place.layer): why for i in indices for path, why in whole.items()}
     call = trace.one(layers.layer(0))
     for spec, indices in found.items():
         # how many tokens a cache holds is read off its first layer
@@ -138,16 +147,33 @@ def _layer(place: Place, left: dict[str, str]) -> list[SublayerSpec]:
         joined = joins.get(branch.projection, Joined(stream="", join="normed"))
         spec, reason = completed(place, branch, _plain(place, branch, joined, specs))
         if spec is None:
-            left[branch.projection] = reason
+            left[branch.projection] = why_whole(branch, pairs, reason)
             continue
-        used |= own
+        used |= own | {f"{place.layer}.{follower.module}" for follower in spec.followers if follower.axis is not None}
         if spec.config and spec.unit_size is None:
             spec = replace(spec, stock=stock_builds(place.model, place.stack, spec, place.layer))
         specs.append(spec)
     for path in matrices:
         if path not in used and path not in left:
-            left[path] = "its features belong to no unit that a projection reads"
+            left[path] = why_unused(path, branches, pairs)
+    left |= _other_weights(place)
     return sorted(specs, key=lambda s: _began(place, s))
+
+
+def _other_weights(place: Place) -> dict[str, str]:
+    """Modules of a layer with weights that are no plain matrix, by path, and what they are."""
+    inside = place.model.get_submodule(place.layer)
+    experts = dict(stacked(inside))
+    found: dict[str, str] = {}
+    for name, module in inside.named_modules():
+        path = f"{place.layer}.{name}".removesuffix(".")
+        largest = max((parameter.ndim for parameter in module.parameters(recurse=False)), default=0)
+        if name in experts:
+            found[path] = f"one tensor holds the weights of all its {experts[name]} experts"
+        elif largest > 1 and not is_matrix(module) and not isinstance(module, nn.Embedding):
+            convolves = "Conv" in type(module).__name__ or hasattr(module, "kernel_size")
+            found[path] = "it is a convolution" if convolves else "its weights are no plain matrix"
+    return found
 
 
 def _sees_some(place: Place, path: str) -> bool:
@@ -223,7 +249,7 @@ def _source(place: Place, branch: Branch, path: str) -> Source:
     first, own = place.trace.one(next(iter(branch.producers))), place.trace.one(path)
     assert first is not None
     assert own is not None
-    if place.trace.count(path) > 1 or own.source is None or first.source is None:
+    if place.trace.count(path) > place.layers.calls or own.source is None or first.source is None:
         return "several"
     if own.source.shape == first.source.shape and bool((own.source == first.source).all()):
         return "stream"

@@ -23,9 +23,9 @@ from faster_pruner.model.detection.watching import (
     repeated,
     rows_of,
     run,
-    tensors_in,
     twin,
 )
+from faster_pruner.model.passes import tensors_in
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import FollowerSpec, Sublayer, SublayerSpec, resolve_layer
 
@@ -111,14 +111,18 @@ def _tensors(place: Place, branch: Branch) -> Iterator[FollowerSpec]:
     own = {place.inside(path) for path in (*branch.producers, branch.projection)}
     for name, module in root.named_modules():
         path = f"{around}.{name}".strip(".")
-        if path in own or (path and not place.trace.one(f"{place.layer}.{path}") and name):
-            continue
-        if not _between(place, branch, path):
+        # a module that is never called may still be read: code that convolves by a fused kernel takes its weight
+        if path in own or not (_between(place, branch, path) or (name and not _called(place, path))):
             continue
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             axis = _axis_of(place, branch, tensor, partial(in_tensor, module, key))
             if axis is not None:
                 yield FollowerSpec(module=path, name=key, axis=axis)
+
+
+def _called(place: Place, path: str) -> bool:
+    """Whether a module of the layer, or one inside it, is called."""
+    return bool(place.trace.inside(f"{place.layer}.{path}"))
 
 
 def _between(place: Place, branch: Branch, path: str) -> bool:
@@ -204,12 +208,11 @@ def tried(place: Place, spec: SublayerSpec, keeps: list[Tensor]) -> str:
         try:
             shrink(own, sublayer.parts, keep)
             found = layer_value(own, place, None, "")
-        except Exception as error:
-            text = (str(error).splitlines() or [""])[0][:90]
-            return f"with {keep.numel()} of {sublayer.units} units: {type(error).__name__} {text}"
+        except Exception:  # whatever a model's code does with sizes that it was not written for
+            return f"the model's own code cannot run with {keep.numel()} of its {sublayer.units} units"
         expected = layer_value(model, place, mask, sublayer.parts.projection)
         if not first_same(found, expected):
-            return f"cut to {keep.numel()} of {sublayer.units} units differs from masked"
+            return f"with {keep.numel()} of its {sublayer.units} units its values are not those with the rest masked"
     return ""
 
 

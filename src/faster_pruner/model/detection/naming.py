@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.model.detection.branches import Branch
-from faster_pruner.model.detection.probing import inputs_of
 from faster_pruner.model.detection.stacks import Layers
 from faster_pruner.model.detection.watching import Inputs, Trace
 from faster_pruner.model.spec import Stack, SublayerSpec, UnitSize
@@ -79,18 +78,23 @@ def config_fields(model: Any, stack: Stack, branch: Branch, *, ffn: bool) -> tup
 
 
 def stock_builds(model: Any, stack: Stack, spec: SublayerSpec, layer: str) -> bool:
-    """Whether the stock class builds another number of units when the config field that counts them says so."""
+    """Whether the stock class builds other numbers of units, and nothing else, when the counting field says so."""
     config = copy.deepcopy(model.config)
     own = getattr(config, stack.config) if stack.config else config
-    fewer = getattr(own, spec.config[0]) // 2
     build: Any = type(model)
     try:
-        setattr(own, spec.config[0], fewer)
+        setattr(own, spec.config[0], getattr(own, spec.config[0]) // 2)
         with torch.device("meta"):
-            inside: Any = build(config).get_submodule(layer)
-        return inputs_of(inside.get_submodule(spec.projection)) == fewer
-    except Exception:
+            other = build(config)
+    except Exception:  # a class whose code does not allow for it
         return False
+    folder = layer.rpartition(".")[0]
+    paths = {spec.projection, *(producer.module for producer in spec.producers)}
+    before = {name: parameter.shape for name, parameter in model.named_parameters()}
+    after = {name: parameter.shape for name, parameter in other.named_parameters()}
+    changed = {name.rpartition(".")[0] for name in before if before[name] != after.get(name)}
+    inside = {path.removeprefix(folder + ".").partition(".")[2] for path in changed if path.startswith(folder + ".")}
+    return before.keys() == after.keys() and inside == paths and all(p.startswith(folder + ".") for p in changed)
 
 
 def mask_of(layers: Layers, trace: Trace, inputs: Inputs) -> str:

@@ -6,7 +6,7 @@ forward answers many questions. Nothing here goes by a name or a value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.watching import Inputs, Stopped, hooked, repeated, run, stop
 from faster_pruner.model.shrink import Follower, KeptEntries
 
-# Features that are looked at per module, and rows per forward.
+# Features that are looked at per module, and rows and tokens per forward.
 _SAMPLES = 24
-_ROWS = 192
+_ROWS, _TOKENS = 192, 40_000
+# Dimensions of a tensor that holds several matrices.
+_STACKED = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ def is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def stacked(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """(path, how many) of what holds several matrices in one tensor, inside a module: the experts of a mixture."""
+    for path, inside in module.named_modules():
+        counts = {p.shape[0] for p in inside.parameters(recurse=False) if p.ndim == _STACKED}
+        if len(counts) == 1 and not isinstance(inside, nn.Conv1d | nn.ConvTranspose1d):
+            yield path, counts.pop()
+
+
 def samples(whole: int) -> list[int]:
     """Features to look at: all of them where they are few; else both sides of where blocks and units begin."""
     if whole <= 2 * _SAMPLES:
@@ -79,12 +90,18 @@ def samples(whole: int) -> list[int]:
 def influences(
     model: nn.Module, inputs: Inputs, layer: str, matrices: Sequence[str]
 ) -> dict[tuple[str, str], Influence]:
-    """(producer, projection) -> what the one does to the other, of all pairs of matrices of a layer."""
+    """(producer, projection) -> what the one does to the other, of all pairs of matrices of a layer.
+
+    Raises:
+        UnsupportedModelError: the model cannot run on copies of one row.
+    """
+    _check_copies(model, inputs, layer)
     wanted = [(path, f, only) for path in matrices for f, only in _questions(model, path)]
     answers: dict[str, list[Tensor]] = {path: [] for path in matrices}
     mixed: dict[str, list[Tensor]] = {path: [] for path in matrices}
-    for start in range(0, len(wanted), _ROWS):
-        part = wanted[start : start + _ROWS]
+    at_once = max(1, min(_ROWS, _TOKENS // max(1, _tokens_per_row(model, inputs, layer))))
+    for start in range(0, len(wanted), at_once):
+        part = wanted[start : start + at_once]
         seen = _ask(model, inputs, layer, matrices, part)
         for path in matrices:
             none = torch.zeros(len(part), inputs_of(model.get_submodule(path)), dtype=torch.bool)
@@ -100,6 +117,35 @@ def influences(
             features = [wanted[i][1] for i in rows]
             found[producer, projection] = Influence(features, reached[rows], bool(others[single].any()))
     return found
+
+
+def _tokens_per_row(model: nn.Module, inputs: Inputs, layer: str) -> int:
+    """Tokens that a layer is given of one row."""
+    seen: list[int] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        seen.append(1 if first is None else first[..., 0].numel())
+        raise Stopped
+
+    with hooked(ExitStack()) as stack:
+        hook = model.get_submodule(layer).register_forward_pre_hook(look, with_kwargs=True)
+        stack.callback(hook.remove)
+        run(model, repeated(inputs, 1))
+    return next(iter(seen), 1)
+
+
+def _check_copies(model: nn.Module, inputs: Inputs, layer: str) -> None:
+    """Whether the model runs on copies of the first row: inputs that are packed together cannot be taken apart."""
+    with hooked(ExitStack()) as stack:
+        stack.callback(model.get_submodule(layer).register_forward_hook(stop).remove)
+        try:
+            run(model, repeated(inputs, 2))
+        except Exception as error:  # whatever a model's code does with inputs that do not fit together
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot run on copies of the first row of its inputs, "
+                "models whose inputs have one entry for each row are supported; give it such inputs"
+            ) from error
 
 
 def _questions(model: nn.Module, path: str) -> list[tuple[int, bool]]:
@@ -119,20 +165,24 @@ def _ask(
         own = [(row, f, only) for row, (p, f, only) in enumerate(wanted) if p == path]
 
         def hook(module: nn.Module, args: Any, y: Tensor) -> Tensor:
-            if y.shape[0] % rows or y.shape[-1] != outputs_of(module):
+            second = _rows_come_second(y, rows)
+            if (y.shape[0] % rows and not second) or y.shape[-1] != outputs_of(module):
                 return y
-            flat = y.clone().reshape(rows, -1, y.shape[-1])
+            first = y.transpose(0, 1) if second else y
+            flat = first.clone().reshape(rows, -1, y.shape[-1])
             for row, f, only in own:
                 flat[row, : 1 if only else None, f] = torch.nan
-            return flat.reshape(y.shape)
+            flat = flat.reshape(first.shape)
+            return flat.transpose(0, 1) if second else flat
 
         return hook
 
     def look(path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args[0].numel() % (rows * args[0].shape[-1]) or args[0].shape[0] % rows:
+            x = args[0].transpose(0, 1) if _rows_come_second(args[0], rows) else args[0]
+            if x.shape[0] % rows:
                 return
-            flat = args[0].reshape(rows, -1, args[0].shape[-1]).isnan()
+            flat = x.reshape(rows, -1, x.shape[-1]).isnan()
             reached, others = flat.any(dim=1), flat[:, 1:].flatten(1).any(dim=1)
             if path in seen:
                 reached, others = reached | seen[path][0], others | seen[path][1]
@@ -148,6 +198,11 @@ def _ask(
         stack.callback(model.get_submodule(layer).register_forward_hook(stop).remove)
         run(model, repeated(inputs, rows))
     return seen
+
+
+def _rows_come_second(x: Tensor, rows: int) -> bool:
+    """Whether tokens come before rows: [S, B, n]."""
+    return x.ndim == 3 and x.shape[0] % rows > 0 and x.shape[1] == rows
 
 
 def reached_from(

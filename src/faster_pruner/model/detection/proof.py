@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.model.detection.following import all_same
-from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, tensors_in, twin
-from faster_pruner.model.gradients import Bases
+from faster_pruner.model.detection.following import all_same, same
+from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, repeated, rows_of, twin
+from faster_pruner.model.gradients import Bases, gradients
+from faster_pruner.model.passes import tensors_in
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import Family, Sublayer, resolve
 
 Keeps = Mapping[str, Tensor]
-_DIFFERS = "cut differs from masked"
+_DIFFERS = "with fewer of its units the model returns other values than with those units masked"
 
 
 def prove(model: nn.Module, family: Family, inputs: Inputs) -> list[str]:
@@ -37,19 +38,44 @@ def prove(model: nn.Module, family: Family, inputs: Inputs) -> list[str]:
     plain = values(model, inputs)
     if not all(bool(torch.isfinite(v).all()) for v in plain):
         return ["the model's own values are not finite"]
+    if not _alike(values(model, inputs), plain):
+        return ["two equal forwards differ: the model draws random numbers"]
     calls = counted(model, sublayers, inputs)
-    wrong = [f"{s.name}: runs {calls[s.name]} times in one forward" for s in sublayers if calls[s.name] != 1]
-    sublayers = [s for s in sublayers if calls[s.name] == 1]
+    wrong = [
+        f"{s.name}: runs {calls[s.name]} times in one forward, its layer {s.stack.calls}"
+        for s in sublayers
+        if calls[s.name] != s.stack.calls
+    ]
+    sublayers = [s for s in sublayers if calls[s.name] == s.stack.calls]
     full = {s.name: torch.arange(s.units) for s in sublayers}
-    if not all(map(torch.equal, values(model, inputs, sublayers, full), plain)):
+    if not _alike(values(model, inputs, sublayers, full), plain):
         return [*wrong, "full masks change bits"]
+    wrong += _rows_first(model, sublayers, inputs)
     wrong += _bases(model, sublayers, inputs)
-    for what, keeps in (("uneven", uneven(sublayers)), ("least", least(sublayers))):
-        wrong += _differs(model, sublayers, inputs, keeps, what)
+    for keeps in (uneven(sublayers), least(sublayers)):
+        wrong += _differs(model, sublayers, inputs, keeps)
         own = in_the_open(model)
         if own is not model and not wrong:
-            wrong += _differs(own, sublayers, inputs, keeps, f"{what}, eager attention")
-    return list(dict.fromkeys(wrong))
+            wrong += _differs(own, sublayers, inputs, keeps)
+    return list(dict.fromkeys(wrong)) or _backward(model, sublayers, inputs)
+
+
+def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether values are equal, bit for bit."""
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def _backward(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> list[str]:
+    """Why the gradients that every method needs cannot be taken: a model's code may be made for forwards only."""
+    seen: set[str] = set()
+    try:
+        with gradients(model, sublayers, lambda s, observed: seen.add(s.name)):
+            ends = [tensor for tensor in tensors_in(model(**inputs)) if tensor.requires_grad]
+            if ends:
+                torch.stack([tensor.sum() for tensor in ends]).sum().backward()
+    except RuntimeError as error:
+        return [f"its gradients cannot be followed: {(str(error).splitlines() or [''])[0][:80]}"]
+    return []
 
 
 def proved(model: nn.Module, family: Family, inputs: Inputs) -> tuple[Family, dict[str, str]]:
@@ -137,7 +163,7 @@ def counted(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> 
     return found
 
 
-def _differs(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps, what: str) -> list[str]:
+def _differs(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps) -> list[str]:
     """Sublayers that differ when they are cut from when they are masked: all together first, then one by one."""
     reason = _cut_and_masked(model, sublayers, inputs, keeps)
     if not reason:
@@ -149,8 +175,8 @@ def _differs(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, ke
         if why and not _rounding(model, sublayers, inputs, keeps, name=name, reason=why)
     }
     if not alone and not _rounding(model, sublayers, inputs, keeps, name="", reason=reason):
-        return [f"all together, {what}: {reason}"]
-    return [f"{name}: {what}: {why}" for name, why in alone.items()]
+        return [f"all together: {reason}"]
+    return [f"{name}: {why}" for name, why in alone.items()]
 
 
 def _rounding(
@@ -172,22 +198,48 @@ def _cut_and_masked(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inp
         for s in sublayers:
             shrink(own, s.parts, keeps[s.name])
         found = values(own, inputs)
-    except Exception as error:
-        return f"{type(error).__name__} {(str(error).splitlines() or [''])[0][:80]}"
+    except Exception:  # whatever a model's code does with sizes that it was not written for
+        return "the model's own code cannot run with fewer units of it"
     expected = values(model, inputs, sublayers, keeps)
     if not all_same(found, expected):
-        return f"{_DIFFERS} by {_largest(found, expected)}"
+        return f"{_DIFFERS} ({_largest(found, expected)})"
     after = dict(own.named_parameters())
     if any(after.get(name) is not parameter for name, parameter in outside.items()):
         return "parameters of other modules have changed"
     return ""
 
 
+def _rows_first(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> list[str]:
+    """Sublayers to which the tokens of a batch do not come row after row (`passes.by_row` relies on that)."""
+    together, alone = _given(model, sublayers, inputs), _given(model, sublayers, repeated(inputs, 1))
+    rows, wrong = rows_of(inputs), []
+    for s in sublayers:
+        whole, own = together[s.name], alone[s.name]
+        fits = whole.numel() == rows * own.numel()
+        if not fits or not same(whole.reshape(rows, -1, s.columns)[0], own.reshape(-1, s.columns)):
+            wrong.append(f"{s.name}: its tokens do not come row after row")
+    return wrong
+
+
+def _given(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> dict[str, Tensor]:
+    """What the projections are given in their first calls."""
+    found: dict[str, Tensor] = {}
+    with hooked(ExitStack()) as stack:
+        for s in sublayers:
+
+            def hook(module: nn.Module, args: tuple[Any, ...], name: str = s.name) -> None:
+                found.setdefault(name, args[0].detach().clone())
+
+            stack.callback(s.projection(model).register_forward_pre_hook(hook).remove)
+        model(**inputs)
+    return found
+
+
 def _largest(found: list[Tensor], expected: list[Tensor]) -> str:
     """The largest difference, in words."""
     if [f.shape for f in found] != [e.shape for e in expected]:
-        return "its shapes"
-    return f"{max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)):.1e}"
+        return "other shapes"
+    return f"by {max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)):.0e}"
 
 
 def _outside(model: nn.Module, sublayers: Sequence[Sublayer]) -> dict[str, nn.Parameter]:
@@ -231,7 +283,7 @@ def _bases(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> l
         if name in parallel and not _is_last(name, parallel, [n for n, _ in ends]):
             continue
         if not any(_read(t, total) for t in seen):
-            wrong.append(f"{name}: what it joins is not read by anything")
+            wrong.append(f"{name}: where its output is added cannot be seen")
     return wrong
 
 

@@ -22,12 +22,14 @@ class Layers:
         prefix: path of the list from the model's root, with a trailing dot.
         names: of its layers.
         groups: indices of layers that are built alike, those of the first one first.
+        calls: how often each of them runs in one forward.
     """
 
     path: str
     prefix: str
     names: list[str]
     groups: list[list[int]]
+    calls: int
 
     def layer(self, index: int) -> str:
         """Path of a layer from the model's root."""
@@ -48,11 +50,11 @@ def find_layers(model: nn.Module, trace: Trace, left: dict[str, str]) -> list[La
             left[path] = "outside the base model"
             continue
         names = [name for name, _ in module.named_children()]
-        again = max(trace.count(f"{path}.{name}") for name in names)
-        if again > 1:
-            left[path] = f"its layers run {again} times in one forward"
+        calls = {trace.count(f"{path}.{name}") for name in names}
+        if len(calls) > 1:
+            left[path] = f"its layers run {' or '.join(map(str, sorted(calls)))} times in one forward, not all alike"
             continue
-        found.append(Layers(path.removeprefix(base), path + ".", names, _groups(module)))
+        found.append(Layers(path.removeprefix(base), path + ".", names, _groups(module), calls.pop()))
     return found
 
 

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -175,17 +174,6 @@ def in_the_open(model: nn.Module) -> nn.Module:
     except (AttributeError, ValueError, KeyError, ImportError):
         return model
     return own
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All floating-point tensors in what a module returns, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, Mapping | SimpleNamespace):
-        value = list(value.values() if isinstance(value, Mapping) else vars(value).values())
-    if isinstance(value, list | tuple):
-        return [tensor for each in value for tensor in tensors_in(each)]
-    return []
 
 
 @dataclass

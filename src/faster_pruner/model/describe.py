@@ -1,0 +1,90 @@
+"""What of a model can be pruned: by the table, or by looking at it and proving what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from faster_pruner.data.batches import MASK_KEY
+from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.model.detection.detect import detect
+from faster_pruner.model.detection.proof import proved
+from faster_pruner.model.passes import inference
+from faster_pruner.model.spec import Family, Sublayer, resolve
+from faster_pruner.model.table import FAMILIES
+
+# Where a description comes from: a row of the table, a look at the model, or the checkpoint itself, which was looked at
+# when it was pruned.
+Origin = Literal["table", "detected", "recorded"]
+
+# Rows that a model is run on to find out what it consists of.
+_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Description:
+    """What of a model can be pruned.
+
+    Attributes:
+        sublayers: at their present sizes, in the order of the family.
+        origin: who says so.
+        left: by path or name, what stays whole, and why.
+    """
+
+    sublayers: list[Sublayer]
+    origin: Origin
+    left: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def family(self) -> Family:
+        """The family that the sublayers are of."""
+        return family_of_all(self.sublayers)
+
+
+def family_of_all(sublayers: Sequence[Sublayer]) -> Family:
+    """The family that sublayers were resolved from."""
+    return Family(stacks=tuple(dict.fromkeys(sublayer.stack for sublayer in sublayers)))
+
+
+def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
+    """Describe a dense model: by the table where it has a row, else by running it.
+
+    Args:
+        model: in float32.
+        inputs: a batch that it can be called with; of more than a few rows the first are taken.
+
+    Raises:
+        UnsupportedModelError: nothing of it can be pruned, or it cannot be run on these inputs.
+    """
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type in FAMILIES:
+        return Description(resolve(model, FAMILIES[model_type]), "table")
+    few = _few_rows(inputs)
+    with inference(model):
+        try:
+            model(**few)
+        except Exception as error:  # the model's own code, on inputs that it may not be made for
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be run on {', '.join(few)}: {reason}; prune it in memory on batches of "
+                "your own"
+            ) from error
+        found = detect(model, few)
+        family, dropped = proved(model, found.family, few)
+    return Description(resolve(model, family), "detected", {**found.left, **dropped})
+
+
+def _few_rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The longest rows of a batch: the first of them has no padding that the others do not have."""
+    rows = next(iter(inputs.values())).shape[0]
+    mask = inputs.get(MASK_KEY)
+    lengths = torch.zeros(rows) if mask is None else mask.flatten(1).sum(dim=1).float().cpu()
+    chosen = lengths.argsort(descending=True, stable=True)[:_ROWS]
+    return {
+        key: value[chosen.to(value.device)] if value.shape[:1] == (rows,) else value for key, value in inputs.items()
+    }
