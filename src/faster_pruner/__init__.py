@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.cut import cut_again
     from faster_pruner.api.evaluate import evaluate
     from faster_pruner.api.in_memory import PrunedModel, prune_model
+    from faster_pruner.api.inspect import inspect
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.prune import prune
     from faster_pruner.api.run import Run
@@ -46,6 +47,7 @@ _HOMES = {
     "SolverOptions": "options",
     "cut_again": "api.cut",
     "evaluate": "api.evaluate",
+    "inspect": "api.inspect",
     "load": "checkpoint.opening",
     "preset": "options",
     "prune": "api.prune",
@@ -68,6 +70,7 @@ __all__ = [
     "SolverOptions",
     "cut_again",
     "evaluate",
+    "inspect",
     "load",
     "preset",
     "prune",

@@ -131,6 +131,7 @@ def _root(  # pyright: ignore[reportUnusedFunction]
 for _command, _example in (
     (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
     (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
+    (commands.inspect, "faster-pruner inspect my-model"),
     (commands.evaluate, "faster-pruner evaluate smaller --task sst2"),
     (commands.export, "faster-pruner export smaller --int8 -o smaller.onnx"),
     (commands.bench, "faster-pruner bench my-bert smaller --batch 1,32 --seq 128"),

@@ -138,6 +138,25 @@ def cut(
     _show(result, output)
 
 
+def inspect(
+    model: Model,
+    running: RunOptions,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write what was found here.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what of MODEL can be pruned: stacks, sublayers and their units, and what stays whole and why."""
+    from faster_pruner.api.inspect import inspect as run_inspect
+    from faster_pruner.api.inspect import write_json
+    from faster_pruner.report import print_inspection
+
+    found = run_inspect(model, run=running.value())
+    if json_file is not None:
+        write_json(json_file, found)
+    with _printed() as console:
+        print_inspection(found, console)
+
+
 def evaluate(model: Model, data: DataOptions, running: RunOptions, max_length: MaxLength = 128) -> None:
     """Evaluate a dense or pruned MODEL on a task's validation rows."""
     from faster_pruner.api.evaluate import evaluate as run_evaluate
