@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import objective_for
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.costs.cost import Macs, total
@@ -21,7 +22,7 @@ from faster_pruner.data.tasks import Data
 from faster_pruner.host.devices import environment as describe_machine
 from faster_pruner.host.devices import pick_device
 from faster_pruner.method.calibrated import Calibrated, Subject
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 from faster_pruner.objectives.evaluation import evaluate, predict_rows
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,19 +39,19 @@ def open_model(task: str, device: str | None = None) -> Opened:
 def rows_of(opened: Opened, task: str, split: tuple[str, ...]) -> EncodedRows:
     """All rows of a split, tokenised."""
     rows = load_split(Data(folder=SHARED / "data" / "glue").source(GLUE[task]), split)
-    return encode(rows, GLUE[task], opened.tokenizer, config=opened.model.config, limit=128)
+    return encode(rows, GLUE[task], opened.processor, config=opened.model.config, limit=128)
 
 
 def calibration_rows(opened: Opened, task: str, count: int, seed: int, *, labelled: bool = True) -> EncodedRows:
     """A seeded calibration set of training rows, tokenised."""
     rows = load_split(Data(folder=SHARED / "data" / "glue").source(GLUE[task]), ("train",))
     drawn = sample(rows, count, seed)
-    return encode(drawn, GLUE[task], opened.tokenizer, config=opened.model.config, limit=128, labelled=labelled)
+    return encode(drawn, GLUE[task], opened.processor, config=opened.model.config, limit=128, labelled=labelled)
 
 
 def subject_for(opened: Opened, task: str) -> Subject:
     """A checkpoint as something to prune, judged by the task's metrics."""
-    return Subject(opened.model, opened.sublayers, objective_for(opened, GLUE[task]), opened.dtype)
+    return subject_of(opened, objective_for(opened, GLUE[task]))
 
 
 def metrics_of(model: nn.Module, subject: Subject, rows: EncodedRows) -> dict[str, float]:

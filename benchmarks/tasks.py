@@ -24,7 +24,7 @@ from faster_pruner.checkpoint.opening import quiet_transformers
 from faster_pruner.data.batches import EncodedRows, pack
 from faster_pruner.data.glue import GLUE
 from faster_pruner.data.sources import load_split
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 
 EPOCHS = 2
 LEARNING_RATE = 1e-4

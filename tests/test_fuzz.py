@@ -25,7 +25,7 @@ from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.costs.budget import Budget, Limit
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import FasterPrunerError
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 from faster_pruner.options import (
     PRESETS,
     CalibrationOptions,

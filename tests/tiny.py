@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     DistilBertConfig,
     PreTrainedConfig,
@@ -40,11 +41,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def make_model(model_type: str = "bert", *, labels: int = 2, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A random sequence classifier whose weights are large enough for every unit to matter."""
+def make_model(
+    model_type: str = "bert",
+    *,
+    auto: Any = AutoModelForSequenceClassification,
+    labels: int = 2,
+    seed: int = 0,
+    **changes: Any,
+) -> PreTrainedModel:
+    """A random model, by default a sequence classifier, whose weights are large enough for every unit to matter."""
     config = type(CONFIGS[model_type]).from_dict({**CONFIGS[model_type].to_dict(), **changes, "num_labels": labels})
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "LayerNorm" not in name and "layer_norm" not in name:
@@ -131,3 +139,53 @@ def save_rows(folder: Path, task: str, *, train: int = 48, validation: int = 24)
     write_jsonl(folder / task / "train.jsonl", make_texts(task, train, 0))
     write_jsonl(folder / task / "validation.jsonl", make_texts(task, validation, 1))
     return folder
+
+
+# Classes of a tiny model that names entities.
+ENTITY_CLASSES = ("O", "B-A", "I-A", "B-B", "I-B")
+
+
+def make_tagger(model_type: str = "bert", *, seed: int = 0) -> PreTrainedModel:
+    """A random token classifier with the classes of entities."""
+    model = make_model(model_type, auto=AutoModelForTokenClassification, labels=len(ENTITY_CLASSES), seed=seed)
+    model.config.id2label = dict(enumerate(ENTITY_CLASSES))
+    model.config.label2id = {name: i for i, name in enumerate(ENTITY_CLASSES)}
+    return model
+
+
+def make_tagged(count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of words, some of several tokens, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        length = int(torch.randint(2, 9, (), generator=generator))
+        chosen = torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
+        tags = torch.randint(0, len(ENTITY_CLASSES), (length,), generator=generator).tolist()
+        # the tokenizer splits at hyphens
+        words = [f"{WORDS[w]}-{WORDS[w - 1]}" if w % 3 == 0 else WORDS[w] for w in chosen]
+        rows.append({"id": str(i), "tokens": words, "ner_tags": tags})
+    return rows
+
+
+def make_questions(count: int, seed: int, *, unanswerable: bool = False, longest: int = 30) -> list[dict[str, Any]]:
+    """Questions, contexts and the answers in them, in the hub's form of SQuAD."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        length = int(torch.randint(6, longest, (), generator=generator))
+        words = [WORDS[w] for w in torch.randint(0, len(WORDS), (length,), generator=generator).tolist()]
+        start = int(torch.randint(0, length - 3, (), generator=generator))
+        text = " ".join(words[start : start + 1 + i % 3])
+        answers = {"text": [text], "answer_start": [len(" ".join([*words[:start], ""]))]}
+        if unanswerable and i % 3 == 0:
+            answers = {"text": [], "answer_start": []}
+        rows.append({"id": str(i), "question": " ".join(words[:3]), "context": " ".join(words), "answers": answers})
+    return rows
+
+
+def save_task(folder: Path, model: PreTrainedModel, train: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """<folder>/model and <folder>/data/{train,validation}.jsonl."""
+    model.save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    write_jsonl(folder / "data" / "train.jsonl", train)
+    write_jsonl(folder / "data" / "validation.jsonl", rows)

@@ -57,7 +57,7 @@ def test_a_later_cut_is_the_one_that_a_run_of_its_own_would_have_made(
 def test_which_rows_were_differentiated_is_kept(kept: Path, checkpoint: Path) -> None:
     """The second round of a strong budget takes its statistics from those rows alone."""
     opened = open_checkpoint(str(checkpoint), device=torch.device("cpu"))
-    calibrated = load_statistics(kept, Subject(opened.model, opened.sublayers, objective_of(opened.model))).calibrated
+    calibrated = load_statistics(kept, Subject(opened.model, opened.known, objective_of(opened.model))).calibrated
     flags = [batch.differentiated for batch in calibrated.data.batches]
     assert True in flags
     assert False in flags

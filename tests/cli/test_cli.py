@@ -107,7 +107,7 @@ def test_bad_models_are_one_line_and_exit_code_2(data: Path, tmp_path: Path) -> 
 
     transformers.T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path / "t5")
     for model, message in (
-        (tmp_path / "t5", "supported are: bert, distilbert, roberta"),
+        (tmp_path / "t5", "is not a class that transformers has for t5"),
         (tmp_path / "none", "does not exist"),
     ):
         code, _, errors = run(

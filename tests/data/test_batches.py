@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +131,103 @@ def test_the_digest_of_rows_is_of_their_tokens_labels_and_order() -> None:
     others = [replace(rows, labels=None), replace(rows, tokens=list(rows.tokens)[::-1]), tiny.make_rows(seed=1)]
     assert len({each.digest() for each in (rows, *others)}) == 4
     assert tiny.make_rows().digest() == rows.digest()
+
+
+def positioned(**changes: Any) -> EncodedRows:
+    """Three rows of 3, 1 and 2 tokens; the middle one has no position."""
+    tokens = [{"input_ids": [5, 6, 7]}, {"input_ids": [8]}, {"input_ids": [9, 4]}]
+    rows = EncodedRows(tokens=tokens, labels=[[1, 0], [], [2]], padding={"input_ids": 0}, positions=[[0, 2], [], [1]])
+    return replace(rows, **changes)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_positions_and_their_labels_move_with_the_padding(left: bool) -> None:
+    (batch,) = tiny.make_batches(positioned(left_padded=left), 100)
+    assert batch.rows.tolist() == [0, 2, 1]
+    assert batch.positions is not None
+    assert batch.labels is not None
+    assert batch.inputs["input_ids"][batch.positions].tolist() == [5, 7, 4]
+    assert batch.labels[batch.positions].tolist() == [1, 0, 2]
+    assert (batch.labels[~batch.positions] == -100).all()
+    assert (batch.positions.shape, batch.positions.sum(dim=1).tolist()) == ((3, 3), [2, 1, 0])
+    (bare,) = tiny.make_batches(positioned(left_padded=left, labels=None), 100)
+    assert bare.labels is None
+    assert bare.positions is not None
+    assert torch.equal(bare.positions, batch.positions)
+
+
+def test_some_rows_of_a_batch_are_a_batch() -> None:
+    (batch,) = tiny.make_batches(positioned(), 100)
+    some = batch.chosen(torch.tensor([2, 0]))
+    assert some.rows.tolist() == [0, 1]
+    assert some.inputs["input_ids"].tolist() == [[8, 0, 0], [5, 6, 7]]
+    assert some.positions is not None
+    assert some.labels is not None
+    assert some.positions.tolist() == [[False] * 3, [True, False, True]]
+    assert some.labels.tolist() == [[-100] * 3, [1, -100, 0]]
+
+
+def pictures(count: int = 5) -> EncodedRows:
+    pixels = torch.arange(count * 12.0).view(count, 3, 2, 2)
+    return EncodedRows(
+        tokens=[{}] * count, labels=list(range(count)), padding={}, arrays={"pixel_values": pixels}, row_tokens=17
+    )
+
+
+def test_rows_of_arrays_alone_keep_their_order() -> None:
+    rows = pictures()
+    assert (rows.lengths, rows.mean_length) == ([17] * 5, 17.0)
+    batches = tiny.make_batches(rows, 40)
+    assert [batch.rows.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert all(set(batch.inputs) == {"pixel_values"} and batch.mask is None for batch in batches)
+    joined = torch.cat([batch.inputs["pixel_values"] for batch in batches])
+    assert torch.equal(joined, rows.arrays["pixel_values"])
+    assert [label for batch in batches if batch.labels is not None for label in batch.labels.tolist()] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert rows_with(rows, 18) == 2
+
+
+def test_labels_without_a_class_say_where_predictions_are_read() -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    labels = torch.tensor([[-100, 1, 2], [0, -100, -100]])
+    (batch,) = adopt([{"input_ids": ids, "labels": labels}], CPU)
+    assert batch.positions is not None
+    assert batch.positions.tolist() == [[False, True, True], [True, False, False]]
+    for other in (labels.clamp(min=0), labels.float(), labels[:, :2]):
+        (batch,) = adopt([{"input_ids": ids, "labels": other}], CPU)
+        assert batch.positions is None
+        assert batch.labels is not None
+        assert torch.equal(batch.labels, other)
+
+
+def test_starts_and_ends_become_one_label() -> None:
+    made = {
+        "input_ids": torch.ones(2, 3),
+        "start_positions": torch.tensor([1, 0]),
+        "end_positions": torch.tensor([2, 0]),
+    }
+    (batch,) = adopt([made], CPU)
+    assert set(batch.inputs) == {"input_ids"}
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[1, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("end", [3, -1])
+def test_answers_that_are_not_in_the_row_are_one_clear_error(end: int) -> None:
+    made = {"input_ids": torch.ones(1, 3), "start_positions": torch.tensor([1]), "end_positions": torch.tensor([end])}
+    with pytest.raises(DataError, match="end_positions of batch 0 are no positions of its 3 tokens"):
+        adopt([made], CPU)
+
+
+def test_digests_tell_positions_and_arrays_apart() -> None:
+    rows, images = positioned(), pictures()
+    others = [replace(rows, positions=[[0, 1], [], [1]]), replace(rows, positions=None), images]
+    others.append(replace(images, arrays={"pixel_values": images.arrays["pixel_values"] + 1}))
+    assert len({each.digest() for each in (rows, *others)}) == 5
+    (batch,) = tiny.make_batches(rows, 100)
+    assert digest([batch]) != digest([replace(batch, positions=None)])

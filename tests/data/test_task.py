@@ -11,11 +11,11 @@ from faster_pruner.data.tasks import Columns, Data, Task, as_data
 from faster_pruner.errors import DataError, OptionError
 from faster_pruner.objectives.classification import CLASSIFICATION, REGRESSION
 
-GENERIC = "text-classification"
+KINDS = ("text-classification", "token-classification")
 
 
 def describe(task: str | None = None, **columns: str) -> Task:
-    return Data(task=task, columns=Columns(**columns)).describe(GLUE, GENERIC)
+    return Data(task=task, columns=Columns(**columns)).describe(GLUE, KINDS)
 
 
 def test_glue_is_complete() -> None:
@@ -45,26 +45,35 @@ def test_other_columns_take_the_place_of_the_tasks_own() -> None:
     assert describe("sst2", text_pair="reply").pair_column == "reply"
 
 
-@pytest.mark.parametrize("task", [None, GENERIC])
-def test_columns_alone_describe_data(task: str | None) -> None:
-    found = describe(task, text="body")
-    assert (found.name, found.text_column, found.label_column, found.metrics) == ("", "body", "label", ())
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_columns_alone_describe_data(kind: str | None) -> None:
+    found = describe(kind, text="body")
+    assert (found.name, found.kind, found.text_column, found.metrics) == ("", kind or "", "body", ())
+    # what is not said is left to the kind
+    assert (found.pair_column, found.label_column) == (None, "")
+    assert describe(kind, text="body", label="gold").label_column == "gold"
+
+
+def test_a_folder_alone_leaves_everything_to_the_model() -> None:
+    found = Data(folder="rows").describe(GLUE, KINDS)
+    assert (found.name, found.kind, found.text_column, found.pair_column, found.label_column) == ("", "", "", None, "")
 
 
 def test_what_is_not_known_is_one_clear_error() -> None:
     with pytest.raises(OptionError, match="known are cola, sst2") as caught:
         describe("squad")
     assert caught.value.option == "text_column"
-    for task in (None, GENERIC):
-        with pytest.raises(OptionError, match=r"a task by name \(cola, .*\), or the column of the text") as caught:
-            describe(task)
-        assert caught.value.option == "task"
-        assert "--" not in str(caught.value)
+    assert all(kind in str(caught.value) for kind in KINDS)
+    with pytest.raises(OptionError, match=r"a task by name \(cola, .*\), or a local folder of rows and") as caught:
+        describe()
+    assert caught.value.option == "task"
+    assert "--" not in str(caught.value)
 
 
 def test_data_may_say_nothing() -> None:
     assert not Data().described
-    assert not Data(folder="rows").described
+    assert not Data(columns=Columns(label="gold")).described
+    assert Data(folder="rows").described
     assert Data(task="sst2").described
     assert Data(columns=Columns(text="body")).described
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import tiny
 from faster_pruner.costs.budget import Budget
-from faster_pruner.host.spill import HiddenStates, Parking, Shelf
+from faster_pruner.errors import OutputError
+from faster_pruner.host import spill
+from faster_pruner.host.spill import HiddenStates, Parking, Shelf, room
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.model.spec import resolve
@@ -96,3 +100,34 @@ def test_a_memory_limit_changes_where_things_lie_and_nothing_else(name: str) -> 
         assert shelf.held <= limit
     for other in pruned[1:]:
         assert all(torch.equal(other[key], value) for key, value in pruned[0].items())
+
+
+def test_room_that_memory_does_not_have_is_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It looks the same from outside, goes with its tensor, and a full disk is an error."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spill, "free_memory", lambda device: 2 * 12 * 4)
+    mapped: list[int] = []
+    from_file = torch.from_file
+
+    def seen(*given: Any, size: int, **options: Any) -> torch.Tensor:
+        mapped.append(size)
+        return from_file(*given, size=size, **options)
+
+    monkeypatch.setattr(torch, "from_file", seen)
+    assert room((3, 4), torch.float32).shape == (3, 4)
+    assert mapped == []
+    found = room((4, 4), torch.float32)
+    assert mapped == [16]
+    values = torch.randn(4, 4)
+    found[:] = values
+    assert torch.equal(found, values)
+    assert torch.equal(found[1:3].clone(), values[1:3])
+    assert list(tmp_path.iterdir()) == []
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutputError, match="fit neither into memory nor into .*: No space left on device; use few"):
+        room((4, 4), torch.float32)
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from faster_pruner.data.batches import Label
 from faster_pruner.data.glue import GLUE
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 
 TEXT = Task(name="t", text_column="text")
 MULTI_LABEL = "multi_label_classification"

@@ -17,9 +17,9 @@ import tiny
 from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.errors import DataError
 from faster_pruner.objectives.classification import CLASSIFICATION, REGRESSION
-from faster_pruner.objectives.evaluation import Predicted, confidence, evaluate, gather, predict, predict_rows
+from faster_pruner.objectives.evaluation import confidence, evaluate, gather, predict, predict_rows
 from faster_pruner.objectives.likelihoods import Categorical
-from faster_pruner.objectives.objective import Objective, Predictions
+from faster_pruner.objectives.objective import Objective, Predicted, Predictions
 
 WIDE = 500
 

@@ -11,7 +11,7 @@ from badness import bad_input
 from faster_pruner.data.files import Rows
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 
 TASK = Task(name="t", text_column="text", pair_column="other")
 HUGE = 10**400

@@ -9,13 +9,19 @@ from torch.nn import functional
 
 from faster_pruner.objectives import metrics
 from faster_pruner.objectives.classification import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from faster_pruner.objectives.objective import Objective, Predicted
+
+
+def scores(objective: Objective, values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return objective.score(Predicted(values, np.arange(len(values)), labels))
+
 
 VALUES = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 1.0], [3.0, 0.0]])
 LABELS = np.array([0, 1, 0, 0])
 
 
 def test_classification_on_known_answers() -> None:
-    found = CLASSIFICATION.judged_by(("accuracy", "f1", "matthews", "loss")).score(VALUES, LABELS)
+    found = scores(CLASSIFICATION.judged_by(("accuracy", "f1", "matthews", "loss")), VALUES, LABELS)
     assert found["accuracy"] == pytest.approx(75.0)
     assert found["f1"] == pytest.approx(100 * 2 / 3)
     assert found["matthews"] == pytest.approx(100 / np.sqrt(3))
@@ -27,11 +33,11 @@ def test_classification_on_known_answers() -> None:
 def test_f1_of_more_than_two_classes_is_the_mean_over_them() -> None:
     values, labels = np.eye(3)[[0, 1, 1, 2]], np.array([0, 1, 2, 2])
     # class 0: 1; class 1: precision 1/2, recall 1; class 2: precision 1, recall 1/2
-    assert CLASSIFICATION.score(values, labels)["f1"] == pytest.approx(100 * (1 + 2 / 3 + 2 / 3) / 3)
+    assert scores(CLASSIFICATION, values, labels)["f1"] == pytest.approx(100 * (1 + 2 / 3 + 2 / 3) / 3)
 
 
 def test_regression_on_known_answers() -> None:
-    found = REGRESSION.score(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 2.0, 3.0]))
+    found = scores(REGRESSION, np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 2.0, 3.0]))
     assert list(found) == ["pearson", "spearman", "squared_error"]
     assert found["spearman"] == pytest.approx(100.0)
     assert found["pearson"] == pytest.approx(100 * np.corrcoef([1, 2, 4], [1, 2, 3])[0, 1])
@@ -39,20 +45,20 @@ def test_regression_on_known_answers() -> None:
 
 
 def test_constant_predictions_correlate_with_nothing() -> None:
-    found = REGRESSION.score(np.ones((3, 1)), np.arange(3.0))
+    found = scores(REGRESSION, np.ones((3, 1)), np.arange(3.0))
     assert (found["pearson"], found["spearman"]) == (0.0, 0.0)
 
 
 def test_regression_of_several_outputs() -> None:
     values, labels = np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[1.0, 2.0], [3.0, 4.0]])
-    assert REGRESSION.score(values, labels)["squared_error"] == pytest.approx(0.25)
+    assert scores(REGRESSION, values, labels)["squared_error"] == pytest.approx(0.25)
 
 
 def test_several_labels_on_known_answers() -> None:
     """Three rows of three classes: 2 labels found, 1 missed, 1 made up; the last class is never there nor said."""
     values = np.array([[3.0, -1.0, -5.0], [2.0, -4.0, -1.0], [-2.0, 0.2, -2.0]])
     labels = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    found = MULTI_LABEL.score(values, labels)
+    found = scores(MULTI_LABEL, values, labels)
     assert next(iter(found)) == "micro_f1"
     assert found["micro_f1"] == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))
     assert found["macro_f1"] == pytest.approx(100 * (0.5 + 1.0 + 0.0) / 3)
@@ -63,8 +69,8 @@ def test_several_labels_on_known_answers() -> None:
 
 def test_loss_of_several_labels_does_not_overflow() -> None:
     values = np.array([[2000.0, -2000.0]], dtype=np.float32)
-    assert MULTI_LABEL.score(values, np.array([[1.0, 0.0]]))["loss"] == 0.0
-    assert MULTI_LABEL.score(values, np.array([[0.0, 0.0]]))["loss"] == pytest.approx(1000.0)
+    assert scores(MULTI_LABEL, values, np.array([[1.0, 0.0]]))["loss"] == 0.0
+    assert scores(MULTI_LABEL, values, np.array([[0.0, 0.0]]))["loss"] == pytest.approx(1000.0)
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model() -> None:

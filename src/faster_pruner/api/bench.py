@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checks import one_of
@@ -16,7 +18,7 @@ from faster_pruner.errors import OptionError, OutputError
 from faster_pruner.host.devices import environment
 from faster_pruner.host.files import beside
 from faster_pruner.host.places import check_file
-from faster_pruner.model.limits import longest_row
+from faster_pruner.model.limits import longest_row, main_input, shapes_for
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.results import Timing, strict_json
 from faster_pruner.runtimes import RUNTIMES
@@ -63,14 +65,25 @@ def bench(
             name = str(place)
             while name in {entry.name for entry in entries}:
                 name += " (again)"
-            entries.append(Entry(name, opened.model, functools.partial(_macs, opened.sublayers)))
+            entries.append(Entry(name, opened.model, functools.partial(_macs, opened.describe().sublayers)))
             clock.progress.step()
-    longest = min(longest_row(entry.model) for entry in entries)
+    shapes = _shapes([entry.model for entry in entries], batches, sequences)
+    with clock.stage("bench", total=len(shapes)):
+        return compare(entries, runtimes=runtimes, shapes=shapes, progress=clock.progress)
+
+
+def _shapes(models: Sequence[nn.Module], batches: Sequence[int], sequences: Sequence[int]) -> list[tuple[int, int]]:
+    """(batch, tokens) pairs that all models take; of an image, tokens are what they are. Raises OptionError."""
+    takes = sorted({main_input(model) for model in models})
+    if len(takes) > 1:
+        raise OptionError(f"these models take different things ({', '.join(takes)}); compare those that take the same")
+    if takes != ["input_ids"]:
+        return shapes_for(models[0], [(batch, 0) for batch in batches])
+    longest = min(longest_row(model) for model in models)
     shapes = [(b, s) for s in sequences if s <= longest for b in batches]
     if not shapes:
         raise OptionError(f"no sequence of {list(sequences)} fits: these models take at most {longest} tokens")
-    with clock.stage("bench", total=len(shapes)):
-        return compare(entries, runtimes=runtimes, shapes=shapes, progress=clock.progress)
+    return shapes
 
 
 def _macs(sublayers: Sequence[Sublayer], length: int) -> float:

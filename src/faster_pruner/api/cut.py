@@ -9,6 +9,7 @@ from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place, check_place
@@ -68,9 +69,10 @@ def cut_again(
             {} if source is None or task is None else evaluation_splits(source, task, opened, kept.options.max_length)
         )
         licence = read_licence(name)
+        companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
-            check_savable(opened.model, opened.tokenizer)
-    target.check_space(folder=stored_bytes(opened.model, opened.dtype))
+            check_savable(opened.model, opened.processor)
+    target.check_space(folder=stored_bytes(opened.model, opened.dtype) + companions.bytes)
     job = Job(
         name=public_name(name),
         place=name,
@@ -80,8 +82,9 @@ def cut_again(
         method=kept.method,
         options=kept.options,
         calibration_hash=about.calibration_hash,
-        timed_on=usual_inputs(opened),
-        tokenizer=opened.tokenizer,
+        timed_on=usual_inputs(opened, next(iter(splits.values()), None)),
+        processor=opened.processor,
+        companions=companions,
         splits=splits,
         licence=licence,
     )

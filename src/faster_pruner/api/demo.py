@@ -35,7 +35,7 @@ from faster_pruner.errors import DataError, OptionError
 from faster_pruner.host.folders import Output
 from faster_pruner.model.passes import inference
 from faster_pruner.model.spec import set_matrix
-from faster_pruner.objectives.encoding import encode
+from faster_pruner.objectives.classification import encode
 from faster_pruner.options import CalibrationOptions
 from faster_pruner.progress import StageClock, counted
 

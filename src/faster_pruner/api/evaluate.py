@@ -47,6 +47,6 @@ def evaluate(
     with clock.stage("evaluation", total=len(splits)):
         for split, rows in splits.items():
             predicted = predict_rows(opened.model, objective, rows)
-            found[split] = score(predicted, objective, split=split, rows=len(rows))
+            found[split] = score(predicted, objective, split=split, rows=rows.judged)
             clock.progress.step()
     return found

@@ -22,7 +22,7 @@ from faster_pruner.data.batches import Batch, pack
 from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.errors import OptionError, OutputError
 from faster_pruner.host.places import check_exports, check_space, resolved
-from faster_pruner.model.limits import longest_row, made_up_inputs
+from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import inference
 from faster_pruner.objectives.evaluation import evaluate, gather
 from faster_pruner.objectives.objective import Objective
@@ -48,6 +48,7 @@ class _Rows:
     count: int
     batches: list[Batch]
     objective: Objective
+    context: object
 
 
 def export(
@@ -125,7 +126,7 @@ def _rows(data: Data, opened: Opened, max_length: int) -> _Rows:
     task = describe(data)
     split, encoded = next(iter(evaluation_splits(data.source(task), task, opened, max_length).items()))
     batches = pack(encoded, tokens_per_batch=_TOKENS_PER_BATCH, device=torch.device("cpu"))
-    return _Rows(split, len(encoded), batches, objective_for(opened, task))
+    return _Rows(split, encoded.judged, batches, objective_for(opened, task), encoded.context)
 
 
 def _written(
@@ -161,15 +162,14 @@ def _in_torch(model: Any, inputs: Mapping[str, Tensor]) -> Any:
 def _timed(calls: dict[str, Call], model: Any) -> dict[tuple[str, int, int], list[float]]:
     """Seconds of every step at every shape, one step after the other: see `comparison` for why they take no turns."""
     found: dict[tuple[str, int, int], list[float]] = {}
-    longest = longest_row(model)
-    for batch, wanted in SHAPES:
-        inputs = made_up_inputs(model, batch, min(wanted, longest))
+    for batch, tokens in shapes_for(model, SHAPES):
+        inputs = made_up_inputs(model, batch, tokens)
         for name, call in calls.items():
             time.sleep(SECONDS_BETWEEN_RUNTIMES)
             alone = {name: functools.partial(call, inputs)}
-            device = inputs["input_ids"].device
+            device = next(iter(inputs.values())).device
             times = time_in_turn(alone, device, warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
-            found[name, batch, min(wanted, longest)] = times[name]
+            found[name, batch, tokens] = times[name]
     return found
 
 
@@ -183,7 +183,7 @@ def _measured(
     """A step with its metrics and latency."""
     metrics: dict[str, float] = {}
     if rows is not None:
-        predicted = gather(call, rows.objective, rows.batches)
+        predicted = gather(call, rows.objective, rows.batches, context=rows.context)
         metrics = evaluate(predicted, rows.objective, split=rows.split, rows=rows.count).metrics
     clock.progress.step()
     own = {(b, s): times for (name, b, s), times in seconds.items() if name == step.name}

@@ -14,7 +14,7 @@ from torch import nn
 from faster_pruner.api.job import Job, with_measured_multiple
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
-from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.checkpoint.sizes import family_in, is_pruned, sublayers_of
 from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.batches import Batch, adopt, digest
@@ -23,19 +23,13 @@ from faster_pruner.host.folders import Output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.model.detection.detect import detect
-from faster_pruner.model.detection.proof import proved
-from faster_pruner.model.passes import device_of, inference
+from faster_pruner.model.describe import Description, describe
+from faster_pruner.model.passes import device_of
 from faster_pruner.model.precision import usual_torch
-from faster_pruner.model.spec import Sublayer, resolve
-from faster_pruner.model.table import FAMILIES, check_supported
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.results import PruneReport
-
-# Rows that a model is run on to find out what it consists of.
-_ROWS_TO_LOOK_AT = 2
 
 
 @dataclass(frozen=True)
@@ -63,27 +57,21 @@ class PrunedModel:
             The report with what was verified.
 
         Raises:
-            UnsupportedModelError: the family table has no row for the model: it can be pruned, but not reopened yet.
             OutputError: the folder is in the way or cannot be written.
             VerificationError: the saved checkpoint did not reproduce the model.
         """
-        config: Any = self.model.config
-        check_supported(str(getattr(config, "model_type", "")))
         output = Output(folder=folder, overwrite=overwrite)
         output.check(reads=[self._job.place] if self._job.place else [])
         output.check_space(folder=self.report.pruned.bytes)
         return save(self._job, self._outcome, output, Run().clock())
 
 
-def _sublayers(model: nn.Module, batch: Batch) -> list[Sublayer]:
-    """As the family table has them; those of other transformers models are found by running them, and proved."""
+def _described(model: nn.Module, batch: Batch) -> Description:
+    """What of a model can be pruned; a model that nothing is known of is looked at, on its own batch."""
     config: Any = model.config
-    if getattr(config, "model_type", None) in FAMILIES:
-        return sublayers_of(model)
-    few = {key: value[:_ROWS_TO_LOOK_AT] for key, value in batch.inputs.items()}
-    with inference(model):
-        family, _ = proved(model, detect(model, few).family, few)
-    return resolve(model, family)
+    if family_in(config) is None:
+        return describe(model, batch.inputs)
+    return Description(sublayers_of(model), "recorded" if is_pruned(config) else "table")
 
 
 @usual_torch()
@@ -123,7 +111,8 @@ def prune_model(
     dtype = next(model.parameters()).dtype
     dense = model if dtype == torch.float32 else copy.deepcopy(model).float()
     own = adopt(batches, device)
-    subject = Subject(dense, _sublayers(dense, own[0]), objective or objective_of(dense), dtype)
+    found = _described(dense, own[0])
+    subject = Subject(dense, found.sublayers, objective or objective_of(dense), dtype, dict(found.left))
     budget = with_measured_multiple(budget, subject, clock)
     place = str(getattr(model.config, "name_or_path", "") or "")
     job = Job(

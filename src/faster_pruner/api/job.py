@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from faster_pruner.checkpoint.companions import NONE, Companions
 from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.calibrated import Calibrated, Subject
-from faster_pruner.model.limits import longest_row, made_up_inputs
+from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.options import CalibrationOptions, Method
 from faster_pruner.progress import StageClock
 from faster_pruner.runtimes.timing import SHAPES, fastest_multiple
+
+if TYPE_CHECKING:
+    from faster_pruner.checkpoint.processors import Processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,8 @@ class Job:
         options: of the calibration.
         calibration_hash: of its rows.
         timed_on: inputs on which dense and pruned model are timed.
-        tokenizer: that goes with the model, if any.
+        processor: tokenizer, image processor or feature extractor that goes with the model, if any.
+        companions: files that go with it unchanged.
         splits: rows to evaluate on.
         licence: of the dense model, where it is known.
     """
@@ -47,15 +53,22 @@ class Job:
     options: CalibrationOptions
     calibration_hash: str
     timed_on: list[dict[str, Tensor]]
-    tokenizer: PreTrainedTokenizerBase | None = None
+    processor: Processor | None = None
+    companions: Companions = NONE
     splits: dict[str, EncodedRows] = field(default_factory=dict[str, EncodedRows])
     licence: str | None = None
     place: str = ""
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The processor of a text model; None for any other."""
+        return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
+
 
 def subject_of(opened: Opened, objective: Objective) -> Subject:
-    """A checkpoint as something to prune."""
-    return Subject(opened.model, opened.sublayers, objective, opened.dtype)
+    """A checkpoint as something to prune. Raises UnsupportedModelError."""
+    found = opened.describe()
+    return Subject(opened.model, found.sublayers, objective, opened.dtype, dict(found.left))
 
 
 def with_measured_multiple(budget: Budget, subject: Subject, clock: StageClock) -> Budget:
@@ -73,7 +86,11 @@ def with_measured_multiple(budget: Budget, subject: Subject, clock: StageClock) 
     return replace(budget, round_to=found)
 
 
-def usual_inputs(opened: Opened) -> list[dict[str, Tensor]]:
-    """Made-up inputs of the shapes that reports are about, as far as the model takes them."""
-    longest = longest_row(opened.model)
-    return [made_up_inputs(opened.model, batch, min(sequence, longest)) for batch, sequence in SHAPES]
+def usual_inputs(opened: Opened, rows: EncodedRows | None = None) -> list[dict[str, Tensor]]:
+    """Inputs of the shapes that reports are about, as far as the model takes them: images and sounds of the data's own
+    size, where there are `rows` of them, and else made-up ones.
+    """
+    if rows is not None and rows.arrays:
+        device, chosen = device_of(opened.model), [torch.arange(batch) % len(rows) for batch, _ in SHAPES]
+        return [{key: array[each].to(device) for key, array in rows.arrays.items()} for each in chosen]
+    return [made_up_inputs(opened.model, batch, tokens) for batch, tokens in shapes_for(opened.model, SHAPES)]

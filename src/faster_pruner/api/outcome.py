@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,11 +26,15 @@ from faster_pruner.method.algorithm import cut
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
-from faster_pruner.objectives.evaluation import Predicted, confidence, evaluate, predict_rows
+from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
+from faster_pruner.objectives.objective import Predicted
 from faster_pruner.progress import Progress, StageClock
 from faster_pruner.report.card import CARD_FILE, minimal_card, model_card
 from faster_pruner.results import Confidence, Evaluation, Latency, PruneReport, SizeResult, strict_json
 from faster_pruner.runtimes.timing import measure
+
+if TYPE_CHECKING:
+    from faster_pruner.checkpoint.processors import Processor
 
 # Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
 MASKS_FILE = "masks.json"
@@ -44,13 +49,20 @@ class PruneResult:
 
     Attributes:
         model: the pruned model, a stock transformers class.
-        tokenizer: its tokenizer.
+        processor: its tokenizer, image processor or feature extractor.
         report: everything that was measured; the same as `result.json`.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     report: PruneReport
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor of a text model. Raises AttributeError for any other model."""
+        if not isinstance(self.processor, PreTrainedTokenizerBase):
+            raise AttributeError(f"a {type(self.model).__name__} has no tokenizer; what it has is its processor")
+        return self.processor
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
             with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
                 _evaluate(job, pruned, split, measured, clock.progress)
     with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
-        measured.latency = measure(subject.model, pruned.model, job.timed_on, progress=clock.progress)
+        tokens = round(next(iter(job.calibrated.data.lengths.values())))
+        measured.latency = measure(subject.model, pruned.model, job.timed_on, tokens=tokens, progress=clock.progress)
     report = replace(
         _report(job, pruned),
         before=measured.before,
@@ -116,7 +129,7 @@ def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progres
     objective, predicted, found = subject.objective, list[Predicted](), list[Evaluation]()
     for model in (subject.model, pruned.model):
         predicted.append(predict_rows(model, objective, rows))
-        found.append(evaluate(predicted[-1], objective, split=split, rows=len(rows)))
+        found.append(evaluate(predicted[-1], objective, split=split, rows=rows.judged))
         progress.step()
     # both or neither: a metric is read against the other one
     measured.before[split], measured.after[split] = found
@@ -195,7 +208,9 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
     pruned, dtype = outcome.pruned, job.calibrated.subject.dtype
     with replacing(folder, overwrite=output.overwrite) as staging:
         with clock.stage("save and verify"):
-            write_checkpoint(staging, pruned.model, pruned.sublayers, job.tokenizer, dtype=dtype)
+            write_checkpoint(
+                staging, pruned.model, pruned.sublayers, job.processor, dtype=dtype, companions=job.companions
+            )
             verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))
         report = replace(outcome.report, verified=verified, pruned=size, seconds=clock.seconds)

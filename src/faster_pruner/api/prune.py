@@ -9,6 +9,7 @@ from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_m
 from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
 from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place
@@ -67,14 +68,15 @@ def prune(
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
         licence = read_licence(place)
+        companions = NONE if target.path is None else read_companions(place)
         if target.path is not None:
-            check_savable(opened.model, opened.tokenizer)
+            check_savable(opened.model, opened.processor)
+        subject = subject_of(opened, objective)
     precision = choose_precision(options.precision, device)
     target.check_space(
-        folder=stored_bytes(opened.model, opened.dtype),
-        statistics=kept_bytes(rows, opened.sublayers, how, precision),
+        folder=stored_bytes(opened.model, opened.dtype) + companions.bytes,
+        statistics=kept_bytes(rows, subject.sublayers, how, precision),
     )
-    subject = subject_of(opened, objective)
     budget = with_measured_multiple(budget, subject, clock)
     calibrated = calibrate(subject, rows, how, options, clock=clock)
     job = Job(
@@ -86,8 +88,9 @@ def prune(
         method=how,
         options=options,
         calibration_hash=rows.digest(),
-        timed_on=usual_inputs(opened),
-        tokenizer=opened.tokenizer,
+        timed_on=usual_inputs(opened, rows),
+        processor=opened.processor,
+        companions=companions,
         splits=splits,
         licence=licence,
     )
@@ -109,5 +112,5 @@ def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:
     outcome = cut_and_measure(job, clock)
     report = outcome.report if output.path is None else save(job, outcome, output, clock)
     model: Any = outcome.pruned.model
-    assert job.tokenizer is not None
-    return PruneResult(model, job.tokenizer, report)
+    assert job.processor is not None
+    return PruneResult(model, job.processor, report)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.data.batches import EncodedRows
-from faster_pruner.data.glue import GLUE
+from faster_pruner.data.files import Rows
 from faster_pruner.data.sources import Source, load_split, sample
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError
 from faster_pruner.model.limits import longest_row
-from faster_pruner.objectives.encoding import encode
 from faster_pruner.objectives.objective import Objective
-from faster_pruner.objectives.registry import GENERIC_TASK, objective_of
+from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, objective_of
 from faster_pruner.options import CalibrationOptions
 
 _TRAIN_SPLITS = ("train", "training")
@@ -19,14 +22,32 @@ _FEWEST_ROWS = 8
 
 
 def describe(data: Data) -> Task:
-    """The task that data are for. Raises OptionError."""
-    return data.describe(GLUE, GENERIC_TASK)
+    """The task that data are for; what it leaves open, the model decides. Raises OptionError."""
+    return data.describe(TASKS, KINDS)
 
 
 def objective_for(opened: Opened, task: Task | None) -> Objective:
-    """The objective of a checkpoint, judged by the task's metrics where it has them."""
-    objective = objective_of(opened.model)
-    return objective if task is None else objective.judged_by(task.metrics)
+    """The objective of a checkpoint, judged by the task's metrics where it has them.
+
+    Raises:
+        UnsupportedModelError: none is known for the model.
+        OptionError: the task is of another kind.
+    """
+    if task is None:
+        return objective_of(opened.model)
+    return kind_for(opened.model, task).objective(opened.model.config).judged_by(task.metrics)
+
+
+def encoded(
+    rows: Sequence[Mapping[str, Any]], task: Task, opened: Opened, max_length: int, *, labelled: bool = True
+) -> EncodedRows:
+    """Rows as a checkpoint takes them. Raises DataError, OptionError, UnsupportedModelError."""
+    kind, config = kind_for(opened.model, task), opened.model.config
+    limit, own = min(max_length, longest_row(opened.model)), kind.completed(task)
+    if isinstance(rows, Rows) and not own.label_names:
+        # what the data themselves call their classes
+        own = replace(own, label_names=tuple(name.lower() for name in rows.class_names.get(own.label_column, ())))
+    return kind.encode(rows, own, opened.processor, config=config, limit=limit, labelled=labelled)
 
 
 def calibration_rows(
@@ -39,14 +60,12 @@ def calibration_rows(
             f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"
         )
     drawn = sample(rows, options.rows, options.seed)
-    limit = min(options.max_length, longest_row(opened.model))
-    return encode(drawn, task, opened.tokenizer, config=opened.model.config, limit=limit, labelled=labelled)
+    return encoded(drawn, task, opened, options.max_length, labelled=labelled)
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
-    """The tokenised evaluation splits that exist; the first one must. Raises DataError."""
+    """The encoded evaluation splits that exist; the first one must. Raises DataError."""
     splits: dict[str, EncodedRows] = {}
-    limit = min(max_length, longest_row(opened.model))
     for place, (name, names) in enumerate(task.evaluation):
         try:
             rows = load_split(source, names)
@@ -54,5 +73,5 @@ def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: in
             if place == 0:
                 raise
             continue
-        splits[name] = encode(rows, task, opened.tokenizer, config=opened.model.config, limit=limit)
+        splits[name] = encoded(rows, task, opened, max_length)
     return splits

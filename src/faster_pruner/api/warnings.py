@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import compress
 
 import torch
+from torch import Tensor
 
 from faster_pruner.api.job import Job
 from faster_pruner.costs.cost import Macs, total
@@ -22,6 +24,8 @@ _UNKNOWN_TOKENS = 0.5
 _LARGE_LOSS = 0.05
 _OVERSHOT, _MISSED = 1.001, 0.8
 _MOST_NAMED = 4
+# Values that tell an image or a sound from all others.
+_VALUES = 4096
 
 
 def of_the_method(calibrated: Calibrated, results: Sequence[SublayerResult]) -> list[str]:
@@ -43,7 +47,7 @@ def _smallest_sensible(calibrated: Calibrated, results: Sequence[SublayerResult]
 
 def of_the_rows(job: Job) -> list[str]:
     """What the rows cannot show."""
-    return [*_test_rows(job), *_same_rows(job), *_unknown_tokens(job)]
+    return [*_test_rows(job), *_same_rows(job), *_unknown_tokens(job), *_cut_off(job)]
 
 
 def of_the_result(report: PruneReport) -> list[str]:
@@ -57,11 +61,22 @@ def _test_rows(job: Job) -> Iterator[str]:
             yield f"there is no {split} split: what is called {split} here are the rows of the test split"
 
 
+def _cut_off(job: Job) -> Iterator[str]:
+    """Predictions that were not asked for."""
+    for split, rows in job.splits.items():
+        if rows.truncated:
+            yield (
+                f"{rows.truncated} of {len(rows)} {split} rows are longer than a row may be: the words behind are "
+                "neither predicted nor judged"
+            )
+
+
 def _same_rows(job: Job) -> Iterator[str]:
     """Rows that are calibrated on and judged by."""
-    seen = set(_rows_of(job.calibrated.data.batches))
+    seen = {*_rows_of(job.calibrated.data.batches), *_arrays_of(job.calibrated.data.batches)}
     for split, rows in job.splits.items():
-        both = sum(tuple(row["input_ids"]) in seen for row in rows.tokens)
+        both = sum(tuple(row["input_ids"]) in seen for row in rows.tokens if "input_ids" in row)
+        both += sum(_fingerprint(row) in seen for array in rows.arrays.values() for row in array)
         if both > _SAME_ROWS * len(rows):
             yield (
                 f"{both} of {len(rows)} {split} rows ({both / len(rows):.0%}) are calibration rows, too: the metrics "
@@ -78,16 +93,32 @@ def _rows_of(batches: Sequence[Batch]) -> Iterator[tuple[int, ...]]:
                 yield tuple(compress(row, real))
 
 
+def _arrays_of(batches: Sequence[Batch]) -> Iterator[bytes]:
+    """What tells every image or sound from all others."""
+    for batch in batches:
+        if "input_ids" not in batch.inputs:
+            for array in batch.inputs.values():
+                yield from (_fingerprint(row) for row in array)
+
+
+def _fingerprint(row: Tensor) -> bytes:
+    """Values from all over an array, as bytes."""
+    values = row.flatten()
+    chosen = values[:: max(1, values.numel() // _VALUES)]
+    return hashlib.sha256(chosen.cpu().contiguous().view(torch.uint8).numpy().data).digest()
+
+
 def _unknown_tokens(job: Job) -> Iterator[str]:
-    unknown = None if job.tokenizer is None else job.tokenizer.unk_token_id
-    if job.tokenizer is None or not isinstance(unknown, int):
+    tokenizer = job.tokenizer
+    unknown = None if tokenizer is None else tokenizer.unk_token_id
+    if tokenizer is None or not isinstance(unknown, int):
         return
-    marks = set(job.tokenizer.all_special_ids) - {unknown}
+    marks = set(tokenizer.all_special_ids) - {unknown}
     tokens = [token for row in _rows_of(job.calibrated.data.batches) for token in row if token not in marks]
     count = tokens.count(unknown)
     if count > _UNKNOWN_TOKENS * len(tokens):
         yield (
-            f"{count / len(tokens):.0%} of the calibration tokens are {job.tokenizer.unk_token}: is this the right "
+            f"{count / len(tokens):.0%} of the calibration tokens are {tokenizer.unk_token}: is this the right "
             "tokenizer, and the right language?"
         )
 

@@ -75,7 +75,13 @@ class DataOptions:
 
     task: Annotated[
         str | None,
-        typer.Option("--task", help=f"GLUE task: {', '.join(GLUE)}. Other data: give columns.", rich_help_panel=_ROWS),
+        typer.Option(
+            "--task",
+            help=f"GLUE task: {', '.join(GLUE)}. Or what other data are for, by the hub's name, like "
+            "token-classification. Default: what MODEL was made for.",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
     ] = None
     data: Annotated[
         Path | None,
@@ -86,7 +92,13 @@ class DataOptions:
         ),
     ] = None
     text_column: Annotated[
-        str | None, typer.Option("--text-column", help="Column of the first or only text.", rich_help_panel=_ROWS)
+        str | None,
+        typer.Option(
+            "--text-column",
+            help="Column of the first or only input. Default: the usual one of the task.",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
     ] = None
     text_pair_column: Annotated[
         str | None, typer.Option("--text-pair-column", help="Column of the second text.", rich_help_panel=_ROWS)

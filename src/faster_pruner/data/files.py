@@ -11,7 +11,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
@@ -29,12 +29,22 @@ class Rows(Sequence[Row]):
         numbers: of the rows where they come from, counted from 1 without a header.
         place: that file or split, in words.
         split: the name that it was found under.
+        folder: that names of files in the rows are relative to; None for the working folder.
+        class_names: by column, names in the order of its class indices, where the data say so themselves.
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, numbers: Sequence[int] | None = None, place: str = "", split: str = ""
+        self,
+        rows: Sequence[Row],
+        *,
+        numbers: Sequence[int] | None = None,
+        place: str = "",
+        split: str = "",
+        folder: Path | None = None,
+        class_names: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        self._rows, self.place, self.split = rows, place, split
+        self._rows, self.place, self.split, self.folder = rows, place, split, folder
+        self.class_names = class_names or {}
         self.numbers = range(1, len(rows) + 1) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -55,8 +65,9 @@ class Rows(Sequence[Row]):
     def chosen(self, order: Iterable[int]) -> Rows:
         """Some of the rows, which keep their numbers."""
         order = list(order)
-        numbers = [self.numbers[i] for i in order]
-        return Rows([self._rows[i] for i in order], numbers=numbers, place=self.place, split=self.split)
+        numbers, rows = [self.numbers[i] for i in order], [self._rows[i] for i in order]
+        said: dict[str, Any] = {"folder": self.folder, "class_names": self.class_names}
+        return Rows(rows, numbers=numbers, place=self.place, split=self.split, **said)
 
     def where(self, i: int) -> str:
         """Where the i-th of these rows stands, in words."""
@@ -82,7 +93,8 @@ def read_rows(file: Path, suffix: str, *, split: str) -> Rows:
         raise DataError(f"{file.name!r} is not UTF-8 text (at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {_reason(error)}") from error
-    return Rows(found, place=file.name, split=split)
+    names = found.class_names if isinstance(found, _Table) else None
+    return Rows(found, place=file.name, split=split, folder=file.parent, class_names=names)
 
 
 def _reason(error: BaseException) -> str:
@@ -180,20 +192,68 @@ def _check_header(file: Path, header: list[str]) -> None:
         raise DataError(f"{file.name}: the header names {', '.join(map(repr, twice))} more than once")
 
 
-def _parquet(file: Path) -> list[Row]:
+def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Names of the classes by column of class indices, from a description in the datasets library's form."""
+    found: dict[str, tuple[str, ...]] = {}
+    for column, feature in features.items():
+        inner: Any = feature
+        while isinstance(inner, dict) and isinstance(inner.get("feature"), dict):
+            inner = cast("dict[str, Any]", inner)["feature"]
+        names: Any = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
+        if isinstance(names, list):
+            found[column] = tuple(map(str, cast("list[Any]", names)))
+    return found
+
+
+class _Table(Sequence[Row]):
+    """Rows of an Arrow table; those that hold whole files become objects of their own when they are asked for."""
+
+    def __init__(self, table: Any) -> None:
+        import pyarrow
+
+        types = pyarrow.types
+        inner = [
+            each
+            for kind in table.schema.types
+            for each in ([field.type for field in kind] if types.is_struct(kind) else [kind])
+        ]
+        large = any(types.is_binary(each) or types.is_large_binary(each) for each in inner)
+        self._table, self._rows = table, None if large else table.to_pylist()
+        try:
+            said: Any = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+            self.class_names = class_names(said["info"]["features"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self.class_names = dict[str, tuple[str, ...]]()
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        if self._rows is not None:
+            return self._rows[place]
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        return self._table.slice(range(len(self))[place], 1).to_pylist()[0]
+
+
+def _parquet(file: Path) -> Sequence[Row]:
     import pyarrow
     from pyarrow import parquet
 
     if file.suffix == ".gz":
         raise DataError(f"{file.name!r}: parquet files are not gzipped; unpack it")
     try:
-        return parquet.ParquetFile(file).read().to_pylist()
+        return _Table(parquet.ParquetFile(file).read())
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{file.name!r} cannot be read as parquet: {_reason(error)}") from error
 
 
 # By the end of a file's name, in the order in which they are looked for.
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path], Sequence[Row]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,

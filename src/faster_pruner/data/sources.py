@@ -1,7 +1,7 @@
 """Rows from local files, or from the hub with the datasets library.
 
 A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either
-directly inside it or inside ``<folder>/<task>/``.
+directly inside it or inside ``<folder>/<task>/``. Images and sounds may also lie in ``<split>/<class>/``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faster_pruner.data.files import READERS, Rows, read_rows
+from faster_pruner.data.files import READERS, Row, Rows, class_names, read_rows
+from faster_pruner.data.media import rows_of_folder
 from faster_pruner.errors import DataError
 
 
@@ -83,7 +84,10 @@ def _local(source: Source, names: Sequence[str]) -> Rows:
                         raise DataError(f"{str(file)!r} is a folder; a file of rows is needed")
                     if file.is_file():
                         return read_rows(file, suffix, split=name)
-    wanted = f"{names[0]}.jsonl, .csv or .parquet (.gz too)"
+            found = rows_of_folder(place / name) if (place / name).is_dir() else []
+            if found:
+                return Rows(found, place=name, split=name)
+    wanted = f"{names[0]}.jsonl, .csv or .parquet (.gz too), or {names[0]}/<class>/ with images or sounds"
     raise DataError(f"{str(places[0])!r} has no file for the split {names[0]!r}: expected {wanted}")
 
 
@@ -94,9 +98,9 @@ def _from_hub(source: Source, names: Sequence[str]) -> Rows:
     for name in names:
         try:
             with _quiet():
-                loaded = datasets.load_dataset(source.hub, source.hub_config, split=name)
-            rows: list[dict[str, Any]] = list(loaded)  # pyright: ignore[reportAssignmentType]
-            return Rows(rows, place=f"{source.description}, {name}", split=name)
+                loaded: Any = datasets.load_dataset(source.hub, source.hub_config, split=name)
+            place = f"{source.description}, {name}"
+            return Rows(_undecoded(loaded), place=place, split=name, class_names=class_names(loaded.features.to_dict()))
         except ValueError as error:
             if "split" not in str(error).lower():
                 raise DataError(f"data set {source.description} cannot be read: {_first_line(error)}") from error
@@ -107,6 +111,16 @@ def _from_hub(source: Source, names: Sequence[str]) -> Rows:
                 option="data",
             ) from error
     raise DataError(f"data set {source.description} has no split {names[0]!r}")
+
+
+def _undecoded(loaded: Any) -> Sequence[Row]:
+    """Rows of a loaded data set; images and sounds as files that nobody has opened, and one after the other."""
+    import datasets
+
+    media = [name for name, kind in loaded.features.items() if isinstance(kind, datasets.Image | datasets.Audio)]
+    for name in media:
+        loaded = loaded.cast_column(name, type(loaded.features[name])(decode=False))
+    return loaded if media else list(loaded)
 
 
 def _first_line(error: BaseException) -> str:

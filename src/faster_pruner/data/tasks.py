@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,12 @@ class Task:
     """Which columns hold what, which metrics judge, and where the rows are on the hub.
 
     Attributes:
-        name: how it is asked for; empty for one that is described by its columns alone.
-        text_column: first or only text.
-        pair_column: second text, or None.
-        label_column: class index, class name, target, or a list of them.
+        name: how it is asked for; empty for one that is described by its kind or its columns alone.
+        text_column: first or only text, or whatever the model's main input is made of; empty for the usual one of the
+            kind.
+        pair_column: second text; None for the usual one of the kind, if it has one.
+        label_column: class index, class name, target, or a list of them; empty for the usual one of the kind.
+        kind: what is predicted, by the hub's name for such tasks; empty for whatever the model was made for.
         metrics: by name, the first one judges; empty for those of the objective.
         label_names: class names in the order of the data's class indices; empty when indices are all there is.
         evaluation: split name in reports -> names to look for, first match wins.
@@ -28,9 +30,10 @@ class Task:
     """
 
     name: str
-    text_column: str
+    text_column: str = ""
     pair_column: str | None = None
     label_column: str = "label"
+    kind: str = ""
     metrics: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     evaluation: tuple[tuple[str, tuple[str, ...]], ...] = (("validation", ("validation", "dev", "val", "test")),)
@@ -56,7 +59,7 @@ class Data:
     """What rows a run works on.
 
     Attributes:
-        task: a task by name; None when the columns say it all.
+        task: a task by name, or a kind of task by the hub's name; None for whatever the model was made for.
         folder: local folder with one file per split; None for the hub.
         columns: in place of the task's own.
     """
@@ -73,33 +76,33 @@ class Data:
     @property
     def described(self) -> bool:
         """Whether it says anything, where it may be left out."""
-        return self.task is not None or self.columns.text is not None
+        return self.task is not None or self.columns.text is not None or self.folder is not None
 
-    def describe(self, known: Mapping[str, Task], generic: str) -> Task:
-        """A known task by name, its columns replaced where others are given; or a generic one by its columns.
+    def describe(self, known: Mapping[str, Task], kinds: Collection[str]) -> Task:
+        """A known task by name, or any of a kind; with the columns that are given in place of the usual ones.
 
         Args:
             known: tasks by name.
-            generic: name that stands for a task without one.
+            kinds: names of the kinds of tasks.
 
         Raises:
-            OptionError: an unknown name, or neither a name nor a text column.
+            OptionError: an unknown name, or nothing that says where rows are and what they hold.
         """
         columns = self.columns
-        if self.task is None or self.task == generic:
-            if columns.text is None:
-                raise OptionError(
-                    f"say what the data holds: a task by name ({', '.join(known)}), or the column of the text "
-                    "(and that of the label)",
-                    option="task",
-                )
-            task = Task(name="", text_column=columns.text)
+        if not self.described:
+            raise OptionError(
+                f"say what the data holds: a task by name ({', '.join(known)}), or a local folder of rows and the "
+                "column of the text (and that of the label)",
+                option="task",
+            )
+        if self.task is None or self.task in kinds:
+            task = Task(name="", kind=self.task or "", label_column="")
         elif self.task in known:
             task = known[self.task]
         else:
             raise OptionError(
-                f"task {self.task!r} is not known; known are {', '.join(known)}; other data are described by the "
-                "columns of text and label",
+                f"task {self.task!r} is not known; known are {', '.join(known)}, and for data of your own "
+                f"{', '.join(kinds)}; other data are described by the columns of text and label",
                 option="text_column",
             )
         if columns.text is not None:

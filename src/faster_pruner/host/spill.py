@@ -5,17 +5,20 @@ Files are safetensors in a folder of their own, which goes when the shelf does.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import overload
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from faster_pruner.errors import OutputError
 
 # Share of the free memory that hidden states may take when no limit is given.
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -135,6 +138,30 @@ class Parking:
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
     """[bytes] uint8: a view of a storage."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the CPU: in memory, or in a temporary file that goes with it where it is too large.
+
+    Raises:
+        OutputError: the disk has no room for it.
+    """
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if size <= default_limit(torch.device("cpu")) or not hasattr(os, "posix_fallocate"):
+        return torch.empty(tuple(shape), dtype=dtype)
+    with TemporaryDirectory(prefix="faster-pruner-") as folder:
+        file = Path(folder) / "values"
+        try:
+            with file.open("wb") as stream:
+                # a file that only claims its size would end the process when the disk fills up
+                os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            raise OutputError(
+                f"rows of {size >> 20} MB fit neither into memory nor into {folder!r}: {error.strerror}; use fewer rows"
+            ) from error
+        # the mapping keeps the file alive when its name is gone
+        return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(tuple(shape))
 
 
 def free_memory(device: torch.device) -> int:

@@ -272,6 +272,8 @@ def _batches_as_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
         found[f"{i}/rows"] = batch.rows
         if batch.labels is not None:
             found[f"{i}/labels"] = batch.labels
+        if batch.positions is not None:
+            found[f"{i}/positions"] = batch.positions
     return found
 
 
@@ -279,7 +281,8 @@ def _batch(stored: dict[str, Tensor], i: int) -> Batch:
     """The i-th batch."""
     prefix = f"{i}/inputs/"
     inputs = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-    return Batch(inputs=inputs, rows=stored[f"{i}/rows"], labels=stored.get(f"{i}/labels"))
+    labels, positions = stored.get(f"{i}/labels"), stored.get(f"{i}/positions")
+    return Batch(inputs=inputs, rows=stored[f"{i}/rows"], labels=labels, positions=positions)
 
 
 def _as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:

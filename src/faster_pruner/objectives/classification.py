@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
-from faster_pruner.data.batches import Batch
+from transformers import PreTrainedTokenizerBase
+
+from faster_pruner.data.batches import Batch, EncodedRows, Label
+from faster_pruner.data.files import Rows
+from faster_pruner.data.tasks import Task
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.objectives import metrics
+from faster_pruner.objectives.encoding import (
+    Classes,
+    NotALabel,
+    as_number,
+    as_rows,
+    check_texts,
+    encoded_texts,
+    not_a_label,
+    require_columns,
+)
 from faster_pruner.objectives.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from faster_pruner.objectives.objective import Metric, Objective, Predictions
 
 TASK = "text-classification"
 AUTO_CLASS = "AutoModelForSequenceClassification"
+COLUMNS = ("text", None, "label")
 
 _MULTI_LABEL = "multi_label_classification"
 _REGRESSION = "regression"
@@ -22,7 +41,7 @@ def per_row(returned: Any, batch: Batch) -> Predictions:
     return Predictions(returned.logits, batch.rows, batch.labels)
 
 
-def _objective(name: str, likelihood: Likelihood, known: dict[str, Metric], reported: tuple[str, ...]) -> Objective:
+def _objective(name: str, likelihood: Likelihood, known: Mapping[str, Metric], reported: tuple[str, ...]) -> Objective:
     return Objective(
         name=name,
         readout=per_row,
@@ -54,3 +73,78 @@ def objective_for(config: Any) -> Objective:
             f"{_MULTI_LABEL}"
         )
     return CLASSIFICATION
+
+
+def encode(
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: Any,
+    limit: int,
+    labelled: bool = True,
+) -> EncodedRows:
+    """Tokenise the task's texts and read its labels.
+
+    Args:
+        rows: as loaded.
+        task: columns and label names.
+        tokenizer: of the model.
+        config: the model's config: its problem type, number of labels and their names.
+        limit: rows are truncated to this many tokens.
+        labelled: read the label column; without it the rows carry no labels.
+
+    Raises:
+        DataError: a missing column, no text, or a label that the model does not have.
+    """
+    given = as_rows(rows)
+    columns = [task.text_column] + ([task.pair_column] if task.pair_column else [])
+    require_columns(given, columns + ([task.label_column] if labelled else []))
+    texts = [[row[column] for row in given] for column in columns]
+    for column, values in zip(columns, texts, strict=True):
+        check_texts(given, column, values)
+    encoded: Any = tokenizer(
+        texts[0], text_pair=texts[1] if task.pair_column else None, truncation=True, max_length=limit
+    )
+    found = encoded_texts(given, encoded, tokenizer, task.text_column)
+    return replace(found, labels=read_labels(given, task, config)) if labelled else found
+
+
+# One label as it is written -> as the model's loss takes it. Raises NotALabel.
+_Reader = Callable[[Any], Label]
+
+
+def read_labels(rows: Rows, task: Task, config: Any) -> list[Label]:
+    """Class indices of the model, targets, or one number per class. Raises DataError."""
+    read = _reader(task, config)
+    found: list[Label] = []
+    for i, row in enumerate(rows):
+        try:
+            found.append(read(row[task.label_column]))
+        except NotALabel as error:
+            raise not_a_label(rows, i, task.label_column, error) from error
+    return found
+
+
+def _reader(task: Task, config: Any) -> _Reader:
+    """How the labels of a task are read for a model."""
+    objective, count = objective_for(config), int(config.num_labels)
+    if objective is REGRESSION:
+        return _target if count == 1 else partial(_targets, count=count)
+    classes = Classes.of(task, config)
+    return classes.several if objective is MULTI_LABEL else classes.one
+
+
+def _target(value: Any) -> float:
+    """A regression target."""
+    number = as_number(value)
+    if math.isnan(number):
+        raise NotALabel(value, "a number")
+    return number
+
+
+def _targets(value: Any, *, count: int) -> Label:
+    """One target per output of the model."""
+    if not isinstance(value, list | tuple) or len(cast("list[Any]", value)) != count:
+        raise NotALabel(value, f"a list of {count} numbers")
+    return [_target(each) for each in cast("list[Any]", value)]

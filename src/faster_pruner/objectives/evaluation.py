@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import nn
 from faster_pruner.data.batches import Batch, EncodedRows, pack
 from faster_pruner.errors import DataError
 from faster_pruner.model.passes import device_of, inference
-from faster_pruner.objectives.objective import Objective
+from faster_pruner.objectives.objective import ByRow, Objective, Predicted
 from faster_pruner.progress import Progress, Silent, counted
 from faster_pruner.results import Confidence, Evaluation
 
@@ -23,27 +22,17 @@ _RESAMPLES, _SEED, _PERCENTILES = 300, 0, (2.5, 97.5)
 _TOKENS_PER_BATCH = 4096
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What a model predicts for a split, sorted by row.
-
-    Attributes:
-        values: [P, k], as the objective keeps predictions.
-        rows: [P], the row of each.
-        labels: [P] or [P, C]; None without.
-    """
-
-    values: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray | None
-
-
 def predict(
-    model: nn.Module, objective: Objective, batches: Sequence[Batch], *, progress: Progress | None = None
+    model: nn.Module,
+    objective: Objective,
+    batches: Sequence[Batch],
+    *,
+    context: object = None,
+    progress: Progress | None = None,
 ) -> Predicted:
-    """Predictions of a model; of each batch only what the objective keeps stays in memory."""
+    """Predictions of a model, as in `gather`; of each batch only what the objective keeps stays in memory."""
     with inference(model):
-        return gather(lambda inputs: model(**inputs), objective, batches, progress=progress)
+        return gather(lambda inputs: model(**inputs), objective, batches, context=context, progress=progress)
 
 
 def gather(
@@ -51,9 +40,21 @@ def gather(
     objective: Objective,
     batches: Sequence[Batch],
     *,
+    context: object = None,
     progress: Progress | None = None,
 ) -> Predicted:
-    """Predictions of anything that can be called with a batch's inputs and returns what the model would."""
+    """Predictions of anything that can be called with a batch's inputs and returns what the model would.
+
+    Args:
+        call: it.
+        objective: that reads what is returned.
+        batches: in any order.
+        context: of the rows, for the metrics.
+        progress: told after each batch.
+
+    Raises:
+        DataError: there are no rows.
+    """
     values: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
@@ -68,7 +69,7 @@ def gather(
         raise DataError("there are no rows to predict")
     order = torch.cat(rows).argsort(stable=True)
     labelled = torch.cat(labels)[order].numpy() if labels else None
-    return Predicted(torch.cat(values)[order].numpy(), torch.cat(rows)[order].numpy(), labelled)
+    return Predicted(torch.cat(values)[order].numpy(), torch.cat(rows)[order].numpy(), labelled, context)
 
 
 def predict_rows(
@@ -76,13 +77,13 @@ def predict_rows(
 ) -> Predicted:
     """Predictions of a model on rows."""
     batches = pack(rows, tokens_per_batch=_TOKENS_PER_BATCH, device=device_of(model))
-    return predict(model, objective, batches, progress=progress)
+    return predict(model, objective, batches, context=rows.context, progress=progress)
 
 
 def evaluate(predicted: Predicted, objective: Objective, *, split: str, rows: int) -> Evaluation:
     """Metrics of labelled predictions."""
     assert predicted.labels is not None
-    metrics = objective.score(predicted.values, predicted.labels)
+    metrics = objective.score(predicted)
     return Evaluation(split=split, rows=rows, metrics=metrics, primary=next(iter(metrics)))
 
 
@@ -102,25 +103,17 @@ def confidence(
     Raises:
         DataError: the metric is defined on none of the samples.
     """
-    labels = before.labels
-    assert labels is not None
-    compute = objective.metrics[metric]
-    # predictions of a row go together
-    starts = np.flatnonzero(np.diff(before.rows, prepend=-1))
-    counts = np.diff(starts, append=before.rows.size)
+    chosen = objective.metrics[metric]
+    draw = _draws_of_counts(chosen, before, after) if isinstance(chosen, ByRow) else _draws(chosen, before, after)
     generator = np.random.default_rng(_SEED)
     found: list[tuple[float, float, float]] = []
     with warnings.catch_warnings():
         # what a metric says of the whole split it has said before
         warnings.simplefilter("ignore")
         for _ in range(resamples):
-            chosen = generator.integers(0, starts.size, starts.size)
-            ends = counts[chosen].cumsum()
-            places = np.arange(ends[-1]) + np.repeat(starts[chosen] - ends + counts[chosen], counts[chosen])
             # some metrics do not exist on a sample that holds one class only
             with suppress(ValueError, ArithmeticError):
-                old = compute(before.values[places], labels[places])
-                new = compute(after.values[places], labels[places])
+                old, new = draw(generator)
                 found.append((old, new, new - old))
     finite = [sample for sample in found if np.isfinite(sample).all()]
     if not finite:
@@ -128,3 +121,35 @@ def confidence(
     low, high = np.percentile(finite, _PERCENTILES, axis=0)
     intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
     return Confidence(metric=metric, before=intervals[0], after=intervals[1], change=intervals[2])
+
+
+# One bootstrap sample of the rows -> the metric before and after.
+_Draw = Callable[[np.random.Generator], tuple[float, float]]
+
+
+def _draws(compute: Callable[[np.ndarray, np.ndarray], float], before: Predicted, after: Predicted) -> _Draw:
+    """Samples of a metric that needs all predictions at once."""
+    labels = before.labels
+    assert labels is not None
+    # predictions of a row go together
+    starts = np.flatnonzero(np.diff(before.rows, prepend=-1))
+    counts = np.diff(starts, append=before.rows.size)
+
+    def draw(generator: np.random.Generator) -> tuple[float, float]:
+        chosen = generator.integers(0, starts.size, starts.size)
+        ends = counts[chosen].cumsum()
+        places = np.arange(ends[-1]) + np.repeat(starts[chosen] - ends + counts[chosen], counts[chosen])
+        return compute(before.values[places], labels[places]), compute(after.values[places], labels[places])
+
+    return draw
+
+
+def _draws_of_counts(metric: ByRow, before: Predicted, after: Predicted) -> _Draw:
+    """Samples of a metric that is a function of sums over rows: only lines of counts are drawn."""
+    old, new = metric.counts(before), metric.counts(after)
+
+    def draw(generator: np.random.Generator) -> tuple[float, float]:
+        chosen = generator.integers(0, len(old), len(old))
+        return metric.value(old[chosen].sum(axis=0)), metric.value(new[chosen].sum(axis=0))
+
+    return draw

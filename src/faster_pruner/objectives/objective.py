@@ -22,9 +22,6 @@ from faster_pruner.data.batches import Batch
 from faster_pruner.errors import OptionError
 from faster_pruner.objectives.likelihoods import Likelihood
 
-# Predictions [P, k], as `Objective.keep` leaves them, and labels [P] or [P, C] -> a number.
-Metric = Callable[[np.ndarray, np.ndarray], float]
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -39,6 +36,41 @@ class Predictions:
     values: Tensor
     rows: Tensor
     labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model predicts for a split, sorted by row.
+
+    Attributes:
+        values: [P, k], as the objective keeps predictions.
+        rows: [P], the row of each.
+        labels: [P] or [P, C]; None without.
+        context: what metrics need of the rows beside labels (`EncodedRows.context`).
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray | None
+    context: object = None
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """A metric that is a function of sums over rows: an F1 of entities, a mean over the questions.
+
+    Attributes:
+        counts: sufficient statistics [R, k], a line for each row, or for each example where several rows make one.
+            Metrics that share the function share its work.
+        value: their sum [k] -> the metric.
+    """
+
+    counts: Callable[[Predicted], np.ndarray]
+    value: Callable[[np.ndarray], float]
+
+
+# A number from sums over rows; or from all predictions [P, k], as `Objective.keep` leaves them, and labels [P], [P, C].
+Metric = ByRow | Callable[[np.ndarray, np.ndarray], float]
 
 
 def _values_alone(predictions: Predictions) -> Tensor:
@@ -77,9 +109,20 @@ class Objective:
         """The same, with these metrics reported; as it is when there are none or it does not have all of them."""
         return replace(self, reported=names) if names and all(name in self.metrics for name in names) else self
 
-    def score(self, values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The reported metrics of predictions [P, k] as `keep` leaves them."""
-        return {name: self.metrics[name](values, labels) for name in self.reported or self.metrics}
+    def score(self, predicted: Predicted) -> dict[str, float]:
+        """The reported metrics of labelled predictions."""
+        sums: dict[object, np.ndarray] = {}
+        found: dict[str, float] = {}
+        for name in self.reported or self.metrics:
+            metric = self.metrics[name]
+            if isinstance(metric, ByRow):
+                if metric.counts not in sums:
+                    sums[metric.counts] = metric.counts(predicted).sum(axis=0)
+                found[name] = metric.value(sums[metric.counts])
+            else:
+                assert predicted.labels is not None
+                found[name] = metric(predicted.values, predicted.labels)
+        return found
 
 
 class Cotangents:

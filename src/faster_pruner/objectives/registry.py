@@ -1,21 +1,115 @@
-"""The objective that goes with a model, by the auto class that opens it."""
+"""The kinds of tasks: for each one how rows are encoded and what a model is judged by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.data.batches import EncodedRows
+from faster_pruner.data.glue import GLUE
+from faster_pruner.data.tasks import Task
+from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of
-from faster_pruner.objectives import classification
+from faster_pruner.objectives import answering, audio, classification, image, tokens
 from faster_pruner.objectives.objective import Objective
 
-# The task of rows that are described by their columns alone.
-GENERIC_TASK = classification.TASK
 
-_BY_AUTO_CLASS: dict[str, Callable[[Any], Objective]] = {
-    classification.AUTO_CLASS: classification.objective_for,
-}
+class Encode(Protocol):
+    """From rows as loaded to what a model takes."""
+
+    def __call__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        task: Task,
+        processor: Any,
+        /,
+        *,
+        config: Any,
+        limit: int,
+        labelled: bool = True,
+    ) -> EncodedRows:
+        """Encode the columns that a task names.
+
+        Args:
+            rows: as loaded.
+            task: columns, all of them named, and label names.
+            processor: that goes with the model (`Kind.processor`).
+            config: of the model: number and names of its labels.
+            limit: most tokens of a row.
+            labelled: read the label column; without it the rows carry no labels.
+
+        Raises:
+            DataError: a column is missing, or a row cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of task.
+
+    Attributes:
+        name: the hub's name for it.
+        auto_class: name of transformers' auto class for such models.
+        objective: of a model, from its config.
+        encode: from rows to what such a model takes.
+        columns: usual names of the columns: the first or only input, the second one (None for none), the label.
+        processor: what turns rows into inputs: "tokenizer", "image processor" or "feature extractor".
+    """
+
+    name: str
+    auto_class: str
+    objective: Callable[[Any], Objective]
+    encode: Encode
+    columns: tuple[str, str | None, str]
+    processor: str = "tokenizer"
+
+    def completed(self, task: Task) -> Task:
+        """A task of this kind, with the usual columns where it names none."""
+        first, second, label = self.columns
+        return replace(
+            task,
+            kind=self.name,
+            text_column=task.text_column or first,
+            pair_column=task.pair_column or second,
+            label_column=task.label_column or label,
+        )
+
+
+def kind_of(model: Any) -> Kind:
+    """The kind of task that a transformers model was made for, from its class.
+
+    Raises:
+        UnsupportedModelError: none is known for its class.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    by_auto_class = {kind.auto_class: kind for kind in KINDS.values()}
+    for auto in auto_classes_of(name, str(getattr(config, "model_type", ""))):
+        if auto in by_auto_class:
+            return by_auto_class[auto]
+    known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in by_auto_class)
+    raise UnsupportedModelError(
+        f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your "
+        "own)"
+    )
+
+
+def kind_for(model: Any, task: Task) -> Kind:
+    """The kind of a model's tasks, which must be that of the task.
+
+    Raises:
+        UnsupportedModelError: none is known for the model's class.
+        OptionError: the task is of another kind.
+    """
+    found = kind_of(model)
+    if task.kind and task.kind != found.name:
+        raise OptionError(
+            f"this is a {type(model).__name__}, made for {found.name}; task {task.name or task.kind!r} is of the kind "
+            f"{task.kind}, for which a ...{KINDS[task.kind].auto_class.removeprefix('AutoModel')} is needed",
+            option="task",
+        )
+    return found
 
 
 def objective_of(model: Any) -> Objective:
@@ -24,12 +118,51 @@ def objective_of(model: Any) -> Objective:
     Raises:
         UnsupportedModelError: none is known for its class.
     """
-    name, config = type(model).__name__, getattr(model, "config", None)
-    for auto in auto_classes_of(name, str(getattr(config, "model_type", ""))):
-        if auto in _BY_AUTO_CLASS:
-            return _BY_AUTO_CLASS[auto](config)
-    known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in _BY_AUTO_CLASS)
-    raise UnsupportedModelError(
-        f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your "
-        "own)"
+    return kind_of(model).objective(model.config)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name=classification.TASK,
+            auto_class=classification.AUTO_CLASS,
+            objective=classification.objective_for,
+            encode=classification.encode,
+            columns=classification.COLUMNS,
+        ),
+        Kind(
+            name=tokens.TASK,
+            auto_class=tokens.AUTO_CLASS,
+            objective=tokens.objective_for,
+            encode=tokens.encode,
+            columns=tokens.COLUMNS,
+        ),
+        Kind(
+            name=answering.TASK,
+            auto_class=answering.AUTO_CLASS,
+            objective=answering.objective_for,
+            encode=answering.encode,
+            columns=answering.COLUMNS,
+        ),
+        Kind(
+            name=image.TASK,
+            auto_class=image.AUTO_CLASS,
+            objective=image.objective_for,
+            encode=image.encode,
+            columns=image.COLUMNS,
+            processor="image processor",
+        ),
+        Kind(
+            name=audio.TASK,
+            auto_class=audio.AUTO_CLASS,
+            objective=audio.objective_for,
+            encode=audio.encode,
+            columns=audio.COLUMNS,
+            processor="feature extractor",
+        ),
     )
+}
+
+# Tasks that are known by name.
+TASKS: dict[str, Task] = {name: replace(task, kind=classification.TASK) for name, task in GLUE.items()}

@@ -114,7 +114,7 @@ def _interleaved(
     time.sleep(SECONDS_BETWEEN_RUNTIMES)
     return time_in_turn(
         {name: functools.partial(run, inputs) for name, run in runs.items()},
-        inputs["input_ids"].device,
+        next(iter(inputs.values())).device,
         warm_up=_WARM_UP,
         fewest=_FEWEST_TURNS,
         most=_MOST_TURNS,
@@ -164,7 +164,7 @@ def _ratio(dense: float, own: float) -> float:
 
 def _peak_mb(run: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> float | None:
     """Peak memory of one run above what was there before it: cuda's counter, or Linux' resettable high-water mark."""
-    device = inputs["input_ids"].device
+    device = next(iter(inputs.values())).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

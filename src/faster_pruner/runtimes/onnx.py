@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from faster_pruner.errors import OptionError, VerificationError
+from faster_pruner.errors import OptionError, UnsupportedModelError, VerificationError
 from faster_pruner.host.files import beside
 from faster_pruner.host.marks import MARK
-from faster_pruner.model.limits import input_names, longest_row, made_up_inputs
+from faster_pruner.model.limits import input_names, longest_row, made_up_inputs, main_input
 from faster_pruner.model.passes import inference
 
 # What the exported float32 model returns may differ from PyTorch's by this much.
@@ -32,6 +32,8 @@ TOLERANCE = 1e-4
 # The shape that the exporter sees, and those that parity is checked on.
 _EXPORTED_SHAPE = (2, 16)
 _CHECKED_SHAPES = ((1, 2), (1, 33), (5, 7), (3, 128))
+# Samples by which each sound that parity is checked on is shorter than the one before.
+_SHORTER = 333
 _LARGEST_SINGLE_FILE = 2**31 - 2**20
 
 # Anything that is called like the model and returns its tensors as attributes.
@@ -125,13 +127,16 @@ def quiet() -> Generator[None]:
 
 
 def example(model: nn.Module, shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
-    """Every tensor that the model can be called with: random ids, with padding in the last row."""
-    inputs = made_up_inputs(model, *shape, seed=seed, padded=True)
-    return {name: inputs.get(name, torch.zeros_like(inputs["input_ids"])) for name in input_names(model)}
+    """Every tensor that the model can be called with: random, texts with padding in the last row."""
+    inputs, names = made_up_inputs(model, *shape, seed=seed, padded=True), input_names(model)
+    if main_input(model) == "input_values" and inputs["input_values"].ndim == 2:
+        # sounds of other lengths than the one that is exported
+        inputs = {name: value[:, : value.shape[1] - seed * _SHORTER] for name, value in inputs.items()}
+    return {n: inputs[n] if n in inputs else torch.zeros_like(inputs["input_ids"]) for n in names}
 
 
 def export_onnx(model: nn.Module, file: Path) -> Exported:
-    """Export a text model to ONNX, run it in onnxruntime, and compare.
+    """Export a model to ONNX, run it in onnxruntime, and compare.
 
     Args:
         model: float32, on the CPU.
@@ -139,37 +144,60 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
 
     Raises:
         OptionError: onnx, onnxscript or onnxruntime is not installed.
+        UnsupportedModelError: torch cannot export the model.
         VerificationError: what onnxruntime returns differs by more than 1e-4.
         OutputError: the file cannot be written.
     """
     require_onnx()
-    names = input_names(model)
-    batch = torch.export.Dim("batch", min=1, max=65_536)
-    sequence = torch.export.Dim("sequence", min=2, max=max(3, longest_row(model)))
     inputs = example(model, _EXPORTED_SHAPE, 0)
     with inference(model), quiet():
         outputs = list(_returned(model(**inputs)))
-        program: Any = torch.onnx.export(
-            _Tensors(model, names),
-            tuple(inputs.values()),
-            dynamo=True,
-            dynamic_shapes={"tensors": tuple({0: batch, 1: sequence} for _ in names)},
-            input_names=list(names),
-            output_names=outputs,
-            verbose=False,
-        )
+        program = _program(model, inputs, outputs)
     size = sum(parameter.nbytes for parameter in model.parameters())
     # only files with this mark are ever replaced
     program.model.metadata_props[MARK] = version("faster-pruner")
     with beside(file) as staging:
         program.save(str(staging), external_data=size > _LARGEST_SINGLE_FILE)
-        worst, shapes = parity(model, OnnxModel(staging))
+        try:
+            worst, shapes = parity(model, OnnxModel(staging))
+        except Exception as error:  # onnxruntime's own errors
+            raise VerificationError(
+                f"the exported model cannot run what PyTorch runs ({' '.join(str(error).split())[:200]}); nothing was "
+                "written. Please report this"
+            ) from error
         if not worst <= TOLERANCE:
             raise VerificationError(
                 f"what the exported model returns differs from PyTorch's by {worst:.1e}, more than {TOLERANCE:g}; "
                 "nothing was written. Please report this"
             )
     return Exported(file=file, bytes=_bytes(file), parity=worst, shapes=shapes)
+
+
+def _program(model: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> Any:
+    """What torch's exporter makes of a model. Raises UnsupportedModelError."""
+    try:
+        return torch.onnx.export(
+            _Tensors(model, tuple(inputs)),
+            tuple(inputs.values()),
+            dynamo=True,
+            dynamic_shapes={"tensors": tuple(_dynamic(model, value) for value in inputs.values())},
+            input_names=list(inputs),
+            output_names=outputs,
+            verbose=False,
+        )
+    except Exception as error:  # the exporter's, about whatever in the model's code it cannot follow
+        raise UnsupportedModelError(
+            f"torch {torch.__version__} cannot export a {type(model).__name__} to ONNX: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _dynamic(model: nn.Module, value: Tensor) -> dict[int, Any]:
+    """The sides of an input that may be of any length: of images and spectrograms, only how many there are."""
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    if main_input(model) == "input_ids":
+        return {0: batch, 1: torch.export.Dim("sequence", min=2, max=max(3, longest_row(model)))}
+    return {0: batch, 1: torch.export.Dim.AUTO} if value.ndim == 2 else {0: batch}
 
 
 def quantise(exported: Path, file: Path) -> Path:

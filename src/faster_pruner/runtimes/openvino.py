@@ -44,8 +44,8 @@ def export_openvino(model: nn.Module, exported: Path) -> tuple[Path, Call, float
     outputs = [output.get_any_name() for output in compiled.outputs]
 
     def call(inputs: Mapping[str, Tensor]) -> Any:
-        zeros = torch.zeros_like(inputs["input_ids"])
-        values = compiled({name: inputs.get(name, zeros).numpy() for name in names})
+        fed = {name: inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"]) for name in names}
+        values = compiled({name: value.numpy() for name, value in fed.items()})
         return SimpleNamespace(**{name: torch.from_numpy(values[i].copy()) for i, name in enumerate(outputs)})
 
     worst, _ = parity(model, call)

@@ -35,19 +35,28 @@ def measure(
     pruned: nn.Module,
     inputs: Sequence[dict[str, Tensor]],
     *,
+    tokens: int = 1,
     progress: Progress | None = None,
 ) -> list[Latency]:
-    """Median latency of both models on each of the inputs, and the median of the paired ratios."""
+    """Median latency of both models on each of the inputs, and the median of the paired ratios.
+
+    Args:
+        dense: one model.
+        pruned: the other.
+        inputs: of each shape.
+        tokens: per row of what is no text.
+        progress: told after each shape.
+    """
     listener = progress or Silent()
     found: list[Latency] = []
     with inference(dense), inference(pruned):
         for each in inputs:
-            found.append(_measure_one(dense, pruned, each))
+            found.append(_measure_one(dense, pruned, each, tokens))
             listener.step()
     return found
 
 
-def _measure_one(dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor]) -> Latency:
+def _measure_one(dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Latency:
     """One shape."""
     first = next(iter(inputs.values()))
     seconds = time_in_turn(
@@ -61,7 +70,7 @@ def _measure_one(dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor])
     slow, fast = seconds["dense"], seconds["pruned"]
     return Latency(
         batch=first.shape[0],
-        sequence=first.shape[1] if first.ndim == 2 else 1,
+        sequence=inputs["input_ids"].shape[1] if "input_ids" in inputs else tokens,
         dense_ms=1000 * statistics.median(slow),
         pruned_ms=1000 * statistics.median(fast),
         speed_up=statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
