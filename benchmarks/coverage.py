@@ -22,12 +22,14 @@ from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.detect import detect
 from faster_pruner.model.detection.proof import proved, uneven, values
-from faster_pruner.model.detection.watching import rows_of, tensors_in, twin
+from faster_pruner.model.detection.watching import rows_of, twin
 from faster_pruner.model.gradients import gradients
 from faster_pruner.model.lockstep import lockstep
+from faster_pruner.model.passes import tensors_in
 from faster_pruner.model.shrink import resize, shrink
 from faster_pruner.model.spec import parts_by_name, resolve
-from tiny_configs import batch_for, build
+from tiny_batches import batch_for
+from tiny_configs import build
 
 AUTOS = (
     "AutoModelForSequenceClassification",
@@ -56,12 +58,13 @@ def contract(auto: str, model_type: str, model: Any, sublayers: list[Any], input
     for hook in hooks:
         hook.remove()
     ran = sorted(sublayers, key=lambda s: order.index(s.name))
+    named = {s.name: s for s in sublayers}
     batch = Batch(inputs=inputs, rows=torch.arange(rows_of(inputs)), labels=None)
     with lockstep(model, ran, [batch, batch], producers=True) as suspended:
-        for s in ran:
-            if s.aimed:
-                suspended.skip_entry(s)
-            suspended.skip(s)
+        for name in order:
+            if named[name].aimed:
+                suspended.skip_entry(named[name])
+            suspended.skip(named[name])
         outputs = suspended.finish()
     if not all(all(map(torch.equal, tensors_in(o), plain)) for o in outputs):
         return "suspended forwards differ"
@@ -69,8 +72,8 @@ def contract(auto: str, model_type: str, model: Any, sublayers: list[Any], input
     with gradients(model, ran, lambda s, observed: seen.append(s.name)):
         out = [t for t in tensors_in(model(**inputs)) if t.requires_grad]
         sum(t.sum() for t in out).backward()
-    if len(set(seen)) != len(seen) or not seen:
-        return f"gradients saw {len(seen)} of {len(ran)}"
+    if not seen or any(seen.count(name) != order.count(name) for name in seen):
+        return f"gradients saw {len(seen)} of {len(order)} calls"
     own = twin(model)
     cut = [s.resized(shrink(own, s.parts, uneven(sublayers)[s.name])) for s in sublayers]
     fresh = build(getattr(transformers, auto), model_type)
@@ -88,10 +91,8 @@ def one(auto: str, model_type: str) -> dict[str, Any]:
     stage, began = "build", time.perf_counter()
     try:
         model = build(getattr(transformers, auto), model_type)
-        inputs = batch_for(model)
         stage = "forward"
-        with torch.no_grad():
-            model(**inputs)
+        inputs = batch_for(model)
         stage, began = "detect", time.perf_counter()
         found = detect(model, inputs)
         stage = "prove"
