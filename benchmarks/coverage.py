@@ -1,44 +1,59 @@
-"""Which of transformers' models can be described and proved: every model type under every auto class, tiny.
+"""Which of transformers' models can be pruned: every model type under every auto class, tiny, and the whole contract.
 
-Beside the proof, every pass over a model is tried, and reopening at the pruned sizes.
+For each one half of the MACs goes, through the public API: its sublayers are found and proved, every pass over it is
+tried, it is pruned, saved, and opened again in all ways (`load`, the auto class, the folder's own code, and plain
+transformers, which must open what needs nothing else and refuse the rest).
 
-python benchmarks/coverage.py OUT.json [--auto NAME ...] [--types a,b] [--part i/n] [--seconds 12]
+python benchmarks/coverage.py run OUT.json [--auto NAME ...] [--types a,b] [--part i/n] [--seconds 40]
+python benchmarks/coverage.py write ONE.json [MORE.json ...]     -> benchmarks/results/coverage.json, docs/coverage.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import signal
+import tempfile
 import time
 import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto import auto_factory
 
+import faster_pruner
+from coverage_page import write_page
+from faster_pruner import Objective, Predictions, prune_model
+from faster_pruner.api import outcome
 from faster_pruner.data.batches import Batch
-from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.model.detection.detect import detect
-from faster_pruner.model.detection.proof import proved, uneven, values
-from faster_pruner.model.detection.watching import rows_of, twin
+from faster_pruner.errors import BudgetError, FasterPrunerError
+from faster_pruner.model.describe import describe
+from faster_pruner.model.detection.watching import rows_of
 from faster_pruner.model.gradients import gradients
 from faster_pruner.model.lockstep import lockstep
-from faster_pruner.model.passes import tensors_in
-from faster_pruner.model.shrink import resize, shrink
-from faster_pruner.model.spec import parts_by_name, resolve
+from faster_pruner.model.passes import inference, tensors_in
+from faster_pruner.objectives.likelihoods import Gaussian
+from faster_pruner.objectives.registry import kind_of
 from tiny_batches import batch_for
 from tiny_configs import build
 
 AUTOS = (
     "AutoModelForSequenceClassification",
-    "AutoModelForCausalLM",
-    "AutoModelForImageClassification",
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
+    "AutoModelForCausalLM",
+    "AutoModelForImageClassification",
     "AutoModel",
 )
+SHARE = 0.5
+# Where a least number of units stays everywhere, half of the MACs may be out of reach for a tiny model.
+LARGER_SHARES = (0.7, 0.9)
 
 
 class TooSlow(BaseException):
@@ -49,124 +64,203 @@ def _alarm(*_: Any) -> None:
     raise TooSlow
 
 
-def contract(auto: str, model_type: str, model: Any, sublayers: list[Any], inputs: dict[str, Any]) -> str:
-    """What else the project needs of a family, tried with its own passes; empty when all of it holds."""
+def _pooled(returned: Any, batch: Batch) -> Predictions:
+    """The mean over everything but rows and features of the first values that a model returns."""
+    first = next(tensor for tensor in tensors_in(returned) if tensor.requires_grad or not torch.is_grad_enabled())
+    rows = batch.rows.numel()
+    values = first.reshape(rows, -1, first.shape[-1]).mean(dim=1) if first.numel() % rows == 0 else first
+    return Predictions(values, batch.rows)
+
+
+POOLED = Objective(name="mean of the features", readout=_pooled, likelihood=Gaussian())
+
+
+def objective_of(model: Any) -> Objective:
+    """What the model's class is for, or the mean of its features."""
+    try:
+        return kind_of(model).objective(model.config)
+    except FasterPrunerError:
+        return POOLED
+
+
+def passes_hold(model: Any, sublayers: list[Any], inputs: dict[str, Any]) -> str:
+    """Whether suspended forwards and gradients see the model as it is; empty when they do."""
+    once = [s for s in sublayers if s.stack.calls == 1]
     order: list[str] = []
-    hooks = [s.projection(model).register_forward_pre_hook(lambda m, a, n=s.name: order.append(n)) for s in sublayers]
-    with torch.no_grad():
+    hooks = [s.projection(model).register_forward_pre_hook(_noted(order, s.name)) for s in sublayers]
+    with inference(model):
         plain = tensors_in(model(**inputs))
     for hook in hooks:
         hook.remove()
-    ran = sorted(sublayers, key=lambda s: order.index(s.name))
-    named = {s.name: s for s in sublayers}
+    ran = sorted(once, key=lambda s: order.index(s.name))
     batch = Batch(inputs=inputs, rows=torch.arange(rows_of(inputs)), labels=None)
     with lockstep(model, ran, [batch, batch], producers=True) as suspended:
-        for name in order:
-            if named[name].aimed:
-                suspended.skip_entry(named[name])
-            suspended.skip(named[name])
+        for s in ran:
+            if s.aimed:
+                suspended.skip_entry(s)
+            suspended.skip(s)
         outputs = suspended.finish()
-    if not all(all(map(torch.equal, tensors_in(o), plain)) for o in outputs):
+    if not all(_equal(tensors_in(each), plain) for each in outputs):
         return "suspended forwards differ"
     seen: list[str] = []
-    with gradients(model, ran, lambda s, observed: seen.append(s.name)):
-        out = [t for t in tensors_in(model(**inputs)) if t.requires_grad]
-        sum(t.sum() for t in out).backward()
+    with gradients(model, sublayers, lambda s, observed: seen.append(s.name)):
+        sum(t.sum() for t in tensors_in(model(**inputs)) if t.requires_grad).backward()
     if not seen or any(seen.count(name) != order.count(name) for name in seen):
         return f"gradients saw {len(seen)} of {len(order)} calls"
-    own = twin(model)
-    cut = [s.resized(shrink(own, s.parts, uneven(sublayers)[s.name])) for s in sublayers]
-    fresh = build(getattr(transformers, auto), model_type)
-    parts = resize(fresh, parts_by_name(sublayers), {s.name: s.units for s in cut})
-    if parts != parts_by_name(cut):
-        return "reopened parts differ"
-    fresh.load_state_dict(own.state_dict())
-    if not all(map(torch.equal, values(fresh, inputs), values(own, inputs))):
-        return "reopened differs"
     return ""
 
 
-def one(auto: str, model_type: str) -> dict[str, Any]:
+def _noted(order: list[str], name: str) -> Callable[..., None]:
+    return lambda module, args: order.append(name)
+
+
+def _equal(found: list[Any], expected: list[Any]) -> bool:
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def reopened(folder: Path, auto: str, model: Any, inputs: dict[str, Any], *, plain: bool) -> Iterator[str]:
+    """What is wrong with what is opened, way by way."""
+    stock, auto_class = type(model), getattr(transformers, auto)
+    with inference(model):
+        expected = tensors_in(model(**inputs))
+    ways: dict[str, Callable[[], Any]] = {
+        "load": lambda: faster_pruner.load(folder),
+        auto: lambda: auto_class.from_pretrained(folder),
+    }
+    if not plain:
+        ways["its own code"] = lambda: auto_class.from_pretrained(folder, trust_remote_code=True)
+    for way, opened in ways.items():
+        again = opened()
+        with inference(again):
+            if not _equal(tensors_in(again(**inputs)), expected):
+                yield f"opened by {way} it differs"
+    try:
+        with _without_us():
+            again = stock.from_pretrained(folder)
+    except Exception as error:
+        if plain:
+            yield f"plain transformers does not open it: {type(error).__name__}"
+        return
+    with inference(again):
+        if not plain or not _equal(tensors_in(again(**inputs)), expected):
+            yield "plain transformers opens something else"
+
+
+@contextmanager
+def _without_us() -> Generator[None]:
+    """The auto classes as they are where faster-pruner was not imported: some models build others by them."""
+    before = auto_factory._get_model_class
+    auto_factory._get_model_class = before.__wrapped__
+    try:
+        yield
+    finally:
+        auto_factory._get_model_class = before
+
+
+def one(auto: str, model_type: str, folder: Path) -> dict[str, Any]:
     """What is found of one model."""
     stage, began = "build", time.perf_counter()
     try:
         model = build(getattr(transformers, auto), model_type)
-        stage = "forward"
+        stage = "run"
         inputs = batch_for(model)
-        stage, began = "detect", time.perf_counter()
-        found = detect(model, inputs)
-        stage = "prove"
-        family, dropped = proved(model, found.family, inputs)
-    except UnsupportedModelError as error:
-        return {"stage": stage, "reason": str(error)[:300]}
-    except TooSlow:
-        return {"stage": stage, "reason": "time limit"}
+        stage, began = "describe", time.perf_counter()
+        with inference(model):
+            description = describe(model, inputs)
+        stage = "passes"
+        broken = passes_hold(model, description.sublayers, inputs)
+        if broken:
+            return {"stage": stage, "reason": broken}
+        stage = "prune"
+        result, share = pruned(model, inputs)
+        stage = "save"
+        result.save(folder / "out")
+        stage = "reopen"
+        plain = result.report.opens_plain
+        broken = "; ".join(reopened(folder / "out", auto, result.model, inputs, plain=plain))
+    except FasterPrunerError as error:
+        return {"stage": stage, "reason": " ".join(str(error).split())[:300]}
     except Exception as error:
-        import traceback
-
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or [""])[0][:150]
-        return {
-            "stage": stage,
-            "crash": True,
-            "reason": f"{type(error).__name__}: {text} ({where.filename[-30:]}:{where.lineno})",
-        }
-    sublayers = resolve(model, family)
-    try:
-        broken = contract(auto, model_type, model, sublayers, inputs)
-    except TooSlow:
-        broken = "time limit"
-    except BaseException as error:
-        broken = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+        text = " ".join(str(error).split())[:150]
+        return {"stage": stage, "crash": stage not in ("build", "run"), "reason": f"{type(error).__name__}: {text}"}
     kinds: dict[str, int] = {}
-    for s in sublayers:
-        kinds[f"{s.stack.name}.{s.spec.kind}"] = kinds.get(f"{s.stack.name}.{s.spec.kind}", 0) + 1
+    for s in description.sublayers:
+        kinds[re.sub(r":\d+$", "", s.spec.kind)] = kinds.get(re.sub(r":\d+$", "", s.spec.kind), 0) + 1
     return {
-        "stage": "broken" if broken else "passed",
+        "stage": "reopen" if broken else "passed",
         "reason": broken,
         "sublayers": kinds,
-        "joins": sorted({s.spec.join for s in sublayers}),
-        "least": sorted({s.spec.kind for s in sublayers if s.spec.least}),
-        "dropped": dropped,
-        "left": found.left,
+        "stacks": len({s.stack.name for s in description.sublayers}),
+        "share": share,
+        "kept": result.report.macs_kept,
+        "plain": plain,
+        "left": {re.sub(r"\.\d+\.", ".*.", path): why for path, why in description.left.items()},
         "seconds": round(time.perf_counter() - began, 2),
     }
 
 
-def main() -> None:
+def pruned(model: Any, inputs: dict[str, Any]) -> tuple[Any, float]:
+    """The model with half of its MACs, or as little as it may have."""
+    for share in (SHARE, *LARGER_SHARES):
+        try:
+            return prune_model(model, [inputs] * 3, macs=share, objective=objective_of(model)), share
+        except BudgetError as error:
+            last = error
+    raise last
+
+
+def run(options: argparse.Namespace) -> None:
     """Walk."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out")
-    parser.add_argument("--auto", nargs="*", default=list(AUTOS))
-    parser.add_argument("--types", default="")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--seconds", type=int, default=12)
-    options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # nobody asks how fast tiny models are
+    outcome.measure = lambda *given, **options: []
     signal.signal(signal.SIGALRM, _alarm)
     part, parts = map(int, options.part.split("/"))
     found: dict[str, Any] = {}
     for auto in options.auto:
-        types = [
-            t for t in getattr(transformers, auto)._model_mapping._model_mapping if t in transformers.CONFIG_MAPPING
-        ]
+        known = getattr(transformers, auto)._model_mapping._model_mapping
+        types = [t for t in known if t in transformers.CONFIG_MAPPING]
         if options.types:
             types = [t for t in types if t in options.types.split(",")]
         for model_type in sorted(types)[part::parts]:
+            folder = Path(tempfile.mkdtemp(prefix="coverage-"))
             signal.alarm(options.seconds)
             try:
-                answer = one(auto, model_type)
+                answer = one(auto, model_type, folder)
             except TooSlow:
-                answer = {"stage": "?", "reason": "time limit"}
-            signal.alarm(0)
+                answer = {"stage": "time", "reason": f"more than {options.seconds} s"}
+            finally:
+                signal.alarm(0)
+                shutil.rmtree(folder, ignore_errors=True)
             found[f"{auto}:{model_type}"] = answer
             say = answer["reason"] or answer.get("sublayers")
             print(f"{auto[13:] or 'Base':24s} {model_type:24s} {answer['stage']:8s} {say}", flush=True)
         Path(options.out).write_text(json.dumps(found, indent=1))
-    passed = {key.split(":")[1] for key, value in found.items() if value["stage"] == "passed"}
-    print(len(passed), "distinct model types passed")
+
+
+def main() -> None:
+    """Walk, or write what walks have found."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    walk = commands.add_parser("run")
+    walk.add_argument("out")
+    walk.add_argument("--auto", nargs="*", default=list(AUTOS))
+    walk.add_argument("--types", default="")
+    walk.add_argument("--part", default="0/1")
+    walk.add_argument("--seconds", type=int, default=40)
+    page = commands.add_parser("write")
+    page.add_argument("parts", nargs="+")
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options)
+        return
+    found: dict[str, Any] = {}
+    for part in options.parts:
+        found |= json.loads(Path(part).read_text())
+    print(write_page(found, AUTOS))
 
 
 if __name__ == "__main__":

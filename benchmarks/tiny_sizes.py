@@ -30,7 +30,7 @@ _NAMES: tuple[tuple[int, str], ...] = (
         "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
         "num_encoder_attention_heads num_decoder_attention_heads encoder_num_attention_heads "
         "decoder_num_attention_heads swa_num_attention_heads num_query_heads linear_num_value_heads mamba_n_heads "
-        "mamba_num_heads num_ln_heads",
+        "mamba_num_heads linear_num_heads",
     ),
     (
         GROUPS,
@@ -40,7 +40,8 @@ _NAMES: tuple[tuple[int, str], ...] = (
     (
         HEAD,
         "head_dim d_kv kv_channels attention_head_dim attention_head_size d_head v_head_dim qk_nope_head_dim "
-        "qk_rope_head_dim global_head_dim linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim",
+        "qk_rope_head_dim global_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head "
+        "mamba_head_dim",
     ),
     (2 * HEAD, "qk_head_dim"),
     (16, "q_lora_rank kv_lora_rank context_size"),

@@ -66,7 +66,7 @@ def test_what_stays_whole_is_said_with_the_reason(tmp_path: Path) -> None:
     )
     found = inspect(tmp_path / "experts")
     assert [s.kind for s in found.stacks[0].sublayers] == ["attention"]
-    assert found.left["one tensor holds the weights of all its 4 experts"] == ["model.layers.0-1.mlp.experts"]
+    assert found.left["one tensor holds 4 matrices, one for each expert or head"] == ["model.layers.0-1.mlp.experts"]
 
 
 def test_a_pruned_one_shows_what_is_left_in_each_layer(llama: Path, tmp_path: Path) -> None:

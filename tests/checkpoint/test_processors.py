@@ -77,3 +77,15 @@ def test_a_model_of_something_else(tmp_path: Path) -> None:
         UnsupportedModelError, match="takes 'past_values'; models of text, images and sound are supported"
     ):
         open_processor(str(tmp_path), model)
+
+
+def test_a_model_without_a_table_of_tokens_takes_any_tokenizer(tmp_path: Path) -> None:
+    class Hashing:
+        main_input_name = "input_ids"
+        config = tiny.CONFIGS["bert"]
+
+        def get_input_embeddings(self) -> None:
+            raise NotImplementedError
+
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    assert len(open_processor(str(tmp_path), Hashing())) == tiny.VOCABULARY

@@ -49,7 +49,7 @@ LEFT: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "mixtral": (
         {**_USUAL, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2},
-        {"mlp.experts": "the weights of all its 3 experts"},
+        {"mlp.experts": "one tensor holds 3 matrices"},
     ),
     "qwen2_moe": (
         {
@@ -61,7 +61,7 @@ LEFT: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "shared_expert_intermediate_size": 16,
         },
         {
-            "mlp.experts": "the weights of all its 3 experts",
+            "mlp.experts": "one tensor holds 3 matrices",
             "mlp.shared_expert_gate": "no other matrix of its layer reads what it computes",
         },
     ),

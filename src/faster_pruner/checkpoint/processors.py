@@ -66,11 +66,14 @@ def _check_tokenizer(place: str, tokenizer: PreTrainedTokenizerBase, model: PreT
     """Raise CheckpointError for one without words, which transformers makes up where there is none, or too many."""
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise CheckpointError(f"{place!r} has no tokenizer files; save the tokenizer beside the model")
-    words: Any = model.get_input_embeddings()
-    if len(tokenizer) > words.num_embeddings:
+    try:
+        words = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # models that hash characters have no table of tokens
+        words = None
+    if isinstance(words, int) and len(tokenizer) > words:
         raise CheckpointError(
             f"{place!r}: the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
-            f"{words.num_embeddings}; save the tokenizer that belongs to it, or resize the embeddings and fine-tune"
+            f"{words}; save the tokenizer that belongs to it, or resize the embeddings and fine-tune"
         )
 
 

@@ -202,8 +202,7 @@ def check_counts(
     stated = {name: getattr(config, name) for name in _COUNTS if hasattr(config, name)}
     for name, value in stated.items():
         least = 0 if name in _OPTIONAL_SIDES else 1
-        # in models of several stages there is one number for each
-        numbers = list(value) if isinstance(value, list | tuple) and value else [value]
+        numbers = _numbers(value)
         if not all(type(number) is int and number >= least for number in numbers):
             raise CheckpointError(
                 f"{place!r}: {CONFIG} is not usable: {_own(config, name)} is {shown(value)}; it must be a whole number "
@@ -211,7 +210,7 @@ def check_counts(
             )
     if shapes is None:
         return
-    stated = {name: max(value) if isinstance(value, list | tuple) else value for name, value in stated.items()}
+    stated = {name: max(_numbers(value)) for name, value in stated.items()}
     layers = stated.get("num_hidden_layers", 0)
     if layers > len(shapes):
         raise CheckpointError(
@@ -226,6 +225,12 @@ def check_counts(
                 f"{place!r}: the tensors do not fit {CONFIG}: {_own(config, name)} is {stated[name]}, but no tensor "
                 f"of the file has a side longer than {longest}"
             )
+
+
+def _numbers(value: Any) -> list[Any]:
+    """What a config states of one thing: models of several stages or parts have a number for each."""
+    several = list(value.values()) if isinstance(value, dict) else value
+    return list(several) if isinstance(several, list | tuple) and several else [value]
 
 
 def _own(config: PreTrainedConfig, name: str) -> str:

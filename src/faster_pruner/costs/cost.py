@@ -71,8 +71,10 @@ class Macs:
             products[read] = products[read] + features * own.inputs
         remembers = any(spec.source == "memory" for spec in specs)
         met = self.lengths.get(sublayer.stack.memory, length) if remembers else length
-        # every query and every column of the values meets every token that is attended to
-        mixing = columns * 2 * met if sublayer.spec.mixes_tokens else 0.0
+        # every query and every column of the values meets every token that is attended to; a unit of a single column
+        # is no head but what convolves over a few tokens, which is not counted
+        attends = sublayer.spec.mixes_tokens and sublayer.unit_size > 1
+        mixing = columns * 2 * met if attends else 0.0
         return sublayer.stack.calls * (length * (products["own"] + mixing) + met * products["memory"])
 
     def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:

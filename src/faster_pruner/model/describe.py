@@ -21,6 +21,7 @@ from faster_pruner.model.table import FAMILIES
 # when it was pruned.
 Origin = Literal["table", "detected", "recorded"]
 
+_BY_HAND = "a family can also be written by hand: see docs/families.md (add a family)"
 # Rows that a model is run on to find out what it consists of.
 _ROWS = 3
 
@@ -69,14 +70,25 @@ def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
         try:
             model(**few)
         except Exception as error:  # the model's own code, on inputs that it may not be made for
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be run on {', '.join(few)}: {reason}; prune it in memory on batches of "
-                "your own"
+                f"{type(model).__name__} cannot be run on {', '.join(few)}: {_reason(error)}; prune it in memory on "
+                "batches of your own"
             ) from error
-        found = detect(model, few)
-        family, dropped = proved(model, found.family, few)
+        try:
+            found = detect(model, few)
+            family, dropped = proved(model, found.family, few)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{error}; {_BY_HAND}") from error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # the model's own code again, on copies of a row or with parts of it cut
+            reason = f"{type(model).__name__} cannot be looked at piece by piece: {_reason(error)}"
+            raise UnsupportedModelError(f"{reason}; {_BY_HAND}") from error
     return Description(resolve(model, family), "detected", {**found.left, **dropped})
+
+
+def _reason(error: Exception) -> str:
+    """What a model's code says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _few_rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

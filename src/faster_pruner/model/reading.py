@@ -38,6 +38,7 @@ class Rule(StrEnum):
     NONE = "none"
     FIRST = "the first position"
     LAST = "the last real token"
+    BUT_LAST = "every real token but the last"
     POSITIONS = "where predictions are read"
     EVERY = "every real token"
     OTHER = "found batch by batch"
@@ -153,7 +154,13 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values:
             seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
     with gradients(model, sublayers, report, arrived=arrived):
-        start = values(model(**batch.inputs), batch)
+        returned = model(**batch.inputs)
+        try:
+            start = values(returned, batch)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"the objective cannot read what a {type(model).__name__} returns ({error}); give one that can"
+            ) from error
         if start.requires_grad:
             with _OpenRectifiers():
                 start.backward(torch.full_like(start, torch.nan))
@@ -178,7 +185,7 @@ def _rule(read: Tensor, real: Tensor, batch: Batch) -> Rule:
         return Rule.NONE
     if torch.equal(seen, real):
         return Rule.EVERY
-    simple = (Rule.POSITIONS, Rule.FIRST, Rule.LAST)
+    simple = (Rule.POSITIONS, Rule.FIRST, Rule.LAST, Rule.BUT_LAST)
     return next((rule for rule in simple if torch.equal(seen, _by_rule(rule, real, batch))), Rule.OTHER)
 
 
@@ -190,8 +197,10 @@ def _by_rule(rule: Rule, real: Tensor, batch: Batch) -> Tensor:
             chosen = batch.positions
     elif rule is Rule.FIRST:
         chosen[:, 0] = True
-    elif rule is Rule.LAST:
+    elif rule in (Rule.LAST, Rule.BUT_LAST):
         places = torch.arange(real.shape[1], device=real.device)
         last = torch.where(real, places, -1).amax(dim=1)
         chosen[torch.arange(real.shape[0], device=real.device), last.clamp(min=0)] = True
+        if rule is Rule.BUT_LAST:
+            chosen = ~chosen
     return chosen & real

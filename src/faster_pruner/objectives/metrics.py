@@ -18,7 +18,7 @@ Array = np.ndarray
 _BINS = 15
 
 # Metrics in natural units; all others are percents.
-IN_NATURAL_UNITS = frozenset({"loss", "squared_error"})
+IN_NATURAL_UNITS = frozenset({"loss", "squared_error", "perplexity"})
 
 
 def _softmax(values: Array) -> Array:

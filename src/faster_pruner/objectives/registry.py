@@ -11,7 +11,7 @@ from faster_pruner.data.glue import GLUE
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of
-from faster_pruner.objectives import answering, audio, classification, image, tokens
+from faster_pruner.objectives import answering, audio, classification, image, language, tokens
 from faster_pruner.objectives.objective import Objective
 
 
@@ -50,7 +50,7 @@ class Kind:
     """A kind of task.
 
     Attributes:
-        name: the hub's name for it.
+        name: the usual one: the hub's, but for "language-modeling".
         auto_class: name of transformers' auto class for such models.
         objective: of a model, from its config.
         encode: from rows to what such a model takes.
@@ -144,6 +144,13 @@ KINDS: dict[str, Kind] = {
             objective=answering.objective_for,
             encode=answering.encode,
             columns=answering.COLUMNS,
+        ),
+        Kind(
+            name=language.TASK,
+            auto_class=language.AUTO_CLASS,
+            objective=language.objective_for,
+            encode=language.encode,
+            columns=language.COLUMNS,
         ),
         Kind(
             name=image.TASK,

@@ -156,7 +156,7 @@ def _layer(place: Place, left: dict[str, str]) -> list[SublayerSpec]:
     for path in matrices:
         if path not in used and path not in left:
             left[path] = why_unused(path, branches, pairs)
-    left |= _other_weights(place)
+    left |= {path: why for path, why in _other_weights(place).items() if path not in used}
     return sorted(specs, key=lambda s: _began(place, s))
 
 
@@ -169,7 +169,7 @@ def _other_weights(place: Place) -> dict[str, str]:
         path = f"{place.layer}.{name}".removesuffix(".")
         largest = max((parameter.ndim for parameter in module.parameters(recurse=False)), default=0)
         if name in experts:
-            found[path] = f"one tensor holds the weights of all its {experts[name]} experts"
+            found[path] = f"one tensor holds {experts[name]} matrices, one for each expert or head"
         elif largest > 1 and not is_matrix(module) and not isinstance(module, nn.Embedding):
             convolves = "Conv" in type(module).__name__ or hasattr(module, "kernel_size")
             found[path] = "it is a convolution" if convolves else "its weights are no plain matrix"
@@ -207,8 +207,15 @@ def _by_rank(branches: list[Branch], joins: dict[str, Joined]) -> list[Branch]:
 def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSpec]) -> SublayerSpec:
     """A sublayer without what has to be tried: followers, and what stands for it when it is empty."""
     sources: dict[str, Source] = {path: _source(place, branch, path) for path in branch.producers}
-    ffn = not branch.mixes or branch.size == 1
-    kind = "ffn" if ffn else "cross-attention" if "memory" in sources.values() else "attention"
+    ffn = branch.size == 1
+    remembered = [source for source in sources.values() if source == "memory"]
+    # a conformer's projection of relative positions is given as an argument, too
+    crosses = 2 * len(remembered) > len(sources)
+    kind = "convolution" if branch.mixes else "ffn"
+    if not ffn:
+        kind = "cross-attention" if crosses else "attention" if branch.mixes else "ffn"
+    if not crosses:
+        sources = {path: "several" if source == "memory" else source for path, source in sources.items()}
     taken = sum(spec.kind.split(":")[0] == kind for spec in others)
     model = place.model
     return SublayerSpec(
@@ -228,7 +235,7 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
         join=joined.join,
         norm=joined.norm,
         unit_size=unit_size_of(model, place.layer, branch),
-        mixes_tokens=not ffn,
+        mixes_tokens=branch.mixes,
         config=config_fields(model, place.stack, branch, ffn=ffn),
         rounded=ffn,
         buckets=8 if ffn else 4,
