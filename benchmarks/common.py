@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,17 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """The runs of several seeds with the mean and the spread (sample standard deviation) of every figure."""
+    return {
+        "runs": runs,
+        "mean": {key: statistics.mean(run[key] for run in runs) for key in runs[0]},
+        "spread": {key: statistics.stdev(run[key] for run in runs) if len(runs) > 1 else 0.0 for key in runs[0]},
+    }
+
+
+def mean_and_spread(row: dict[str, Any], key: str) -> str:
+    """One figure of a `summary`, as a cell of a table."""
+    return f"{row['mean'][key]:.2f} ± {row['spread'][key]:.2f}"

@@ -118,9 +118,7 @@ MODELS: dict[str, Stock] = {
         "BeitForImageClassification",
         {**_USUAL, **_IMAGES, "layer_scale_init_value": 0.5, "use_relative_position_bias": True},
     ),
-    "deberta": Stock(
-        "deberta", "DebertaForSequenceClassification", {**_USUAL, **_SPANS, "max_relative_positions": 16}
-    ),
+    "deberta": Stock("deberta", "DebertaForSequenceClassification", {**_USUAL, **_SPANS, "max_relative_positions": 16}),
     "deberta-v2": Stock(
         "deberta-v2",
         "DebertaV2ForSequenceClassification",

@@ -63,6 +63,7 @@ class Follower:
         argument: whether the tensor is an argument of the module's forward, which other modules share (a position
             bias).
         whole: entries of the argument when no unit is gone; along a longer axis they repeat (one set for each row).
+        returned: where in what the module returns the argument is handed on; 0 for nowhere.
     """
 
     module: str
@@ -71,6 +72,7 @@ class Follower:
     axis: int | None = None
     argument: bool = False
     whole: int = 0
+    returned: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +139,17 @@ class Nothing(nn.Module):
 class Emptied(nn.Module):
     """Stands for a branch that has no unit left: zero columns, or what its projection makes of them where it holds it.
 
-    Its values keep the shape of the stock module's: a tensor, or a tuple that begins with it and goes on with attention
-    weights of zero heads [B, 0, S, S] where the stock module returns weights, and with None.
+    Its values keep the shape of the stock module's: a tensor, or a tuple that begins with it and goes on with what the
+    stock module hands on, attention weights of zero heads [B, 0, S, S] where it returns weights, and None.
     """
 
     def __init__(
-        self, returns: int, inside: str = "", projection: nn.Module | None = None, *, config: Any = None
+        self, parts: Parts, inside: str = "", projection: nn.Module | None = None, *, config: Any = None
     ) -> None:
         # not that of the stock class, which may come next in line
         nn.Module.__init__(self)
-        self.returns, self.inside, self.config = returns, inside, config
+        self.returns, self.inside, self.config = parts.returns, inside, config
+        self.handed = {f.name: f.returned for f in parts.followers if 0 < f.returned < parts.returns}
         if projection is not None:
             *folders, name = inside.split(".")
             holder: nn.Module = self
@@ -162,10 +165,14 @@ class Emptied(nn.Module):
         value = self.get_submodule(self.inside)(nothing) if self.inside else nothing
         if not self.returns:
             return value
-        further: list[Tensor | None] = [None] * (self.returns - 1)
-        if further and x.dim() == 3 and getattr(self.config, "_attn_implementation", None) == "eager":
+        # where weights are asked for by an argument, there is a value more
+        further: list[Any] = [None] * max(self.returns - 1, bool(kwargs.get("output_attentions")))
+        free = [place for place in range(len(further)) if place + 1 not in self.handed.values()]
+        if free and x.dim() == 3 and getattr(self.config, "_attn_implementation", None) == "eager":
             # only attention that is written out has weights to return
-            further[0] = x.new_zeros((x.shape[0], 0, x.shape[1], x.shape[1]))
+            further[free[0]] = x.new_zeros((x.shape[0], 0, x.shape[1], x.shape[1]))
+        for name, place in self.handed.items():
+            further[place - 1] = kwargs.get(name)
         return (value, *further)
 
     @staticmethod
@@ -301,9 +308,8 @@ def resize(model: nn.Module, parts: Mapping[str, Parts], sizes: Any) -> dict[str
 def without_layer_sizes(config: Any) -> Any:
     """A copy of a config from which the stock class builds its usual sizes; saved again, it still says the layers' own.
 
-    transformers refuses to build a model from a config with `per_layer_config`. As a plain entry of the object it means
-    nothing to transformers but is written to every later config.json, so that a folder saved by `save_pretrained` is
-    refused just as loudly.
+    transformers builds no model from a config with `per_layer_config`. As a plain entry of the object it means nothing
+    to transformers but is written to every later config.json, so that what is saved anew is refused just as loudly.
     """
     config = copy.deepcopy(config)
     for part in (config, *vars(config).values()):
@@ -390,7 +396,7 @@ def _empty(model: nn.Module, parts: Parts) -> None:
         return
     inside = parts.projection.removeprefix(parts.branch + ".")
     holds = inside != parts.projection
-    given = (parts.returns, inside, constant) if holds else (parts.returns,)
+    given = (parts, inside, constant) if holds else (parts,)
     _replace(model, parts.branch, Emptied.in_place_of(model.get_submodule(parts.branch), *given))
 
 
