@@ -181,4 +181,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         else:
             base = parameter if float(parameter.float().abs().mean()) > 0.1 else torch.ones_like(parameter)
             parameter.copy_(base + 0.1 * normal(parameter))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # transformers may set it to zero when it loads
+            module.weight[module.padding_idx] = 0
     return model.eval()

@@ -49,7 +49,7 @@ CORP: dict[str, Callable[[Calibrated, float], corp.Result]] = {
 }
 CORP_SHARES = (0.5, 0.25)
 DIGITS = {i: str(i) for i in range(10)}
-SIZES = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512}
+SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 256}
 
 
 def save_images(folder: Path) -> dict[str, tuple[list[Image.Image], list[int]]]:

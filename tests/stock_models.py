@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,7 @@ MODELS: dict[str, Stock] = {
             "sep_token_id": 2,
         },
     ),
-    "t5": Stock("t5", "T5ForConditionalGeneration", _T5),
-    "t5-gated": Stock("t5", "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "t5": Stock("t5", "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
     "qwen2": Stock("qwen2", "Qwen2ForCausalLM", _GROUPED),
     "qwen3": Stock("qwen3", "Qwen3ForCausalLM", {**_GROUPED, "head_dim": 8}),
     "gemma3": Stock("gemma3_text", "Gemma3ForCausalLM", {**_GROUPED, "head_dim": 8, **_WINDOWS}),
@@ -187,9 +187,11 @@ def inputs_for(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str, 
     return found
 
 
-def described(model: Any) -> Description:
-    """What of a model can be pruned."""
-    return describe(model, inputs_for(model))
+@cache
+def dense(name: str) -> tuple[Any, Description]:
+    """A model as it is built by default, and what of it can be pruned; all tests share it and leave it as it is."""
+    model = build(name)
+    return model, describe(model, inputs_for(model))
 
 
 def some(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:

@@ -11,21 +11,19 @@ import pytest
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_latency")]
 
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_SEQUENCE, _CAUSAL, _IMAGE = (
-    f"AutoModelFor{name}" for name in ("SequenceClassification", "CausalLM", "ImageClassification")
-)
 # Each has something that no other has: see docs/coverage.md for all.
-SAMPLE = [
-    *(
-        (_SEQUENCE, name)
-        for name in ("albert", "bart", "convbert", "deberta", "deberta-v2", "electra", "esm", "funnel")
+_NAMES = {
+    "AutoModelForSequenceClassification": (
+        *("albert", "bart", "convbert", "deberta", "deberta-v2", "electra", "esm", "funnel"),
+        *("gte", "modernbert", "mpnet", "nomic_bert", "rembert", "roformer", "t5"),
     ),
-    *((_SEQUENCE, name) for name in ("funnel", "gte", "modernbert", "mpnet", "nomic_bert", "rembert", "roformer", "t5")),
-    *((_CAUSAL, name) for name in ("bloom", "falcon", "gemma3_text", "gpt2", "gpt_neox", "mixtral", "olmo2", "opt")),
-    *((_CAUSAL, name) for name in ("phi3", "qwen3")),
-    *((_IMAGE, name) for name in ("beit", "dinov2", "swin")),
-    *(("AutoModel", name) for name in ("clip", "whisper")),
-]
+    "AutoModelForCausalLM": (
+        *("bloom", "falcon", "gemma3_text", "gpt2", "gpt_neox", "mixtral", "olmo2", "opt", "phi3", "qwen3"),
+    ),
+    "AutoModelForImageClassification": ("beit", "dinov2", "swin"),
+    "AutoModel": ("clip", "whisper"),
+}
+SAMPLE = [(auto, name) for auto, names in _NAMES.items() for name in names]
 
 
 @pytest.fixture(scope="module")

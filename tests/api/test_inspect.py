@@ -91,3 +91,12 @@ def test_the_command_line(llama: Path, tmp_path: Path) -> None:
     code, _, errors = run("inspect", tmp_path / "none")
     assert code == 2
     assert errors.strip().splitlines()[-1].startswith("faster-pruner: error: ")
+
+
+def test_a_report_says_what_stayed_whole() -> None:
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2))
+    ids = torch.randint(4, 64, (6, 7), generator=torch.Generator().manual_seed(0))
+    report = prune_model(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], macs=0.7).report
+    said = [warning for warning in report.warnings if warning.startswith("left whole: ")]
+    assert any("model.layers.0-1.mlp.experts" in warning and "one for each expert" in warning for warning in said)

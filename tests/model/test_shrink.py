@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,11 +45,15 @@ def test_nothing_has_no_column() -> None:
     assert list(Nothing().state_dict()) == []
 
 
+def parts_that_return(returns: int, *followers: Follower) -> Parts:
+    return Parts(projection="", units=1, unit_size=1, width=3, producers=(), returns=returns, followers=followers)
+
+
 @pytest.mark.parametrize("returns", [0, 1, 2, 3])
 @pytest.mark.parametrize("inside", ["", "dense", "out.dense"])
 def test_an_emptied_branch_returns_the_shape_of_its_module(returns: int, inside: str) -> None:
     projection = Constant(3, nn.Parameter(torch.randn(3)), like=torch.zeros(1)) if inside else None
-    emptied = Emptied(returns, inside, projection)
+    emptied = Emptied(parts_that_return(returns), inside, projection)
     x = torch.randn(2, 5, 4)
     for found in (emptied(x, None, 3), emptied(hidden_states=x, attention_mask=None), emptied(None, x=x)):
         value = found[0] if returns else found
@@ -56,6 +61,27 @@ def test_an_emptied_branch_returns_the_shape_of_its_module(returns: int, inside:
         assert not returns or (len(found) == returns and all(each is None for each in found[1:]))
         assert value.shape == (2, 5, 3 if inside else 0)
     assert list(emptied.state_dict()) == ([f"{inside}.bias"] if inside else [])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_emptied_branch_hands_on_what_its_module_hands_on(attention: str) -> None:
+    """As T5's blocks do with the position bias that they all share; weights, where there are any, come after it."""
+    follower = Follower(module="", name="bias", axis=1, argument=True, returned=1)
+    config = SimpleNamespace(_attn_implementation=attention)
+    emptied = Emptied(parts_that_return(3, follower), config=config)
+    x, bias = torch.randn(2, 5, 4), torch.randn(1, 4, 5, 5)
+    value, handed, weights = emptied(x, bias=bias)
+    assert value.shape == (2, 5, 0)
+    assert handed is bias
+    assert weights.shape == (2, 0, 5, 5) if attention == "eager" else weights is None
+    assert emptied(x, bias=None)[1] is None
+
+
+def test_weights_that_are_asked_for_by_an_argument_are_a_value_more() -> None:
+    emptied = Emptied(parts_that_return(1), config=SimpleNamespace(_attn_implementation="eager"))
+    x = torch.randn(2, 5, 4)
+    assert len(emptied(x, output_attentions=False)) == 1
+    assert emptied(x, output_attentions=True)[1].shape == (2, 0, 5, 5)
 
 
 class Scores(nn.Module):

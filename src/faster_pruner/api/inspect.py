@@ -62,7 +62,7 @@ def inspect(model: str | Path, *, run: Run | None = None) -> Inspection:
         prunable=round(total(Parameters(), found.sublayers)),
         length=_LENGTH,
         stacks=_stacks(found.sublayers),
-        left=_by_reason(found.left),
+        left=by_reason(found.left),
     )
 
 
@@ -136,7 +136,7 @@ def _rows(producer: Producer, unit: str) -> str:
     return " and ".join(filter(None, [text, f"{shared} shared rows" if shared else ""]))
 
 
-def _by_reason(left: Mapping[str, str]) -> dict[str, list[str]]:
+def by_reason(left: Mapping[str, str]) -> dict[str, list[str]]:
     """Reason -> paths, those that differ in the number of their layer only as one: ``layers.0-5.router``."""
     found: dict[str, dict[tuple[str, str], list[int]]] = {}
     for path, reason in left.items():

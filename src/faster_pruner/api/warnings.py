@@ -9,6 +9,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from faster_pruner.api.inspect import by_reason
 from faster_pruner.api.job import Job
 from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import Batch
@@ -32,7 +33,14 @@ def of_the_method(calibrated: Calibrated, results: Sequence[SublayerResult]) -> 
     """What did not go as planned."""
     notes = [f"{s.name}: {s.note}" for s in results if s.note and s.status not in ("skipped", "not reached")]
     whole = [f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()]
-    return [*notes, *whole, *_smallest_sensible(calibrated, results)]
+    return [*notes, *whole, *_left(calibrated), *_smallest_sensible(calibrated, results)]
+
+
+def _left(calibrated: Calibrated) -> Iterator[str]:
+    """Parts of the layers that are no sublayer: what they are, and why they stay whole."""
+    for reason, paths in by_reason(calibrated.subject.left).items():
+        more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+        yield f"left whole: {', '.join(paths[:_MOST_NAMED])}{more}: {reason}"
 
 
 def _smallest_sensible(calibrated: Calibrated, results: Sequence[SublayerResult]) -> Iterator[str]:

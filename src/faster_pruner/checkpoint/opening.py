@@ -30,6 +30,7 @@ from faster_pruner.checkpoint.screening import (
     first_lines,
     read_json,
     shapes_in,
+    with_floats,
 )
 from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
@@ -181,7 +182,8 @@ def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrain
     _check_known(place, raw)
     try:
         with quiet_transformers():
-            config = AutoConfig.for_model(model_type).from_dict({k: v for k, v in raw.items() if k not in _NOT_READ})
+            stated = {key: with_floats(value) for key, value in raw.items() if key not in _NOT_READ}
+            config = AutoConfig.for_model(model_type).from_dict(stated)
         stock = _stock_class(model_type, raw)
         plain = without_layer_sizes(config)
     except FROM_A_CONFIG as error:

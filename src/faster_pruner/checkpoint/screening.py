@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -38,6 +38,7 @@ _PRUNED_SIDES = ("intermediate_size",)
 # Dtypes that weights may be stored in; no task has more labels.
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _MOST_LABELS = 1_000_000
+_FLOAT, _FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 _COUNTS = ("num_hidden_layers", "num_attention_heads", *_SIDES, *_OPTIONAL_SIDES, *_PRUNED_SIDES)
 
 
@@ -200,6 +201,8 @@ def check_counts(
         pruned: whether single layers may have less than the config states.
     """
     stated = {name: getattr(config, name) for name in _COUNTS if hasattr(config, name)}
+    # some classes compute what their config leaves open
+    stated = {n: v for n, v in stated.items() if v is not None or getattr(type(config), _own(config, n), 0) is not None}
     for name, value in stated.items():
         least = 0 if name in _OPTIONAL_SIDES else 1
         numbers = _numbers(value)
@@ -225,6 +228,20 @@ def check_counts(
                 f"{place!r}: the tensors do not fit {CONFIG}: {_own(config, name)} is {stated[name]}, but no tensor "
                 f"of the file has a side longer than {longest}"
             )
+
+
+def with_floats(value: Any) -> Any:
+    """What transformers writes for infinite numbers, which JSON does not have (``{"__float__": "Infinity"}``), as they
+    are; everything else as it is.
+    """
+    if isinstance(value, list):
+        return [with_floats(each) for each in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    record = cast("dict[str, Any]", value)
+    if set(record) == {_FLOAT} and record[_FLOAT] in _FLOATS:
+        return float(record[_FLOAT])
+    return {key: with_floats(each) for key, each in record.items()}
 
 
 def _numbers(value: Any) -> list[Any]:

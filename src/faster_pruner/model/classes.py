@@ -33,7 +33,14 @@ def auto_classes_of(class_name: str, model_type: str) -> list[str]:
 
 
 def stock_class(class_name: str, model_type: str) -> Any | None:
-    """The transformers class of that name, if one of transformers' tables has it for the model type; never else."""
+    """The transformers class of that name, if one of transformers' tables has it, and it is for the model type."""
     import transformers
 
-    return getattr(transformers, class_name, None) if auto_classes_of(class_name, model_type) else None
+    if auto_classes_of(class_name, model_type):
+        return getattr(transformers, class_name, None)
+    # a part of a larger model (its text model) is listed under the larger one's type
+    if any(class_name in names for table in _tables().values() for names in table.values()):
+        found = getattr(transformers, class_name, None)
+        if getattr(getattr(found, "config_class", None), "model_type", None) == model_type:
+            return found
+    return None

@@ -77,7 +77,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _check_name(value: str, where: str) -> None:
-    pattern = _NAME if where.endswith((".name", ".kind", ".unit")) and "followers" not in where else _PATH
+    pattern = _NAME if where.endswith((".name", ".kind", ".unit", ".memory")) and "followers" not in where else _PATH
     if len(value) > _LONGEST or (value and not pattern.fullmatch(value)):
         raise ValueError(f"{where} is {_shown(value)}, which names nothing inside a model")
 

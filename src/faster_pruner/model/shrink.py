@@ -60,8 +60,7 @@ class Follower:
         name: of the attribute, or of the argument.
         per_unit: what the number counts per unit; or how many entries of the tensor belong to a unit.
         axis: of the tensor along which the units lie; None for a plain number.
-        argument: whether the tensor is an argument of the module's forward, which other modules share (a position
-            bias).
+        argument: whether the tensor is an argument of the module's forward that other modules share (a position bias).
         whole: entries of the argument when no unit is gone; along a longer axis they repeat (one set for each row).
         returned: where in what the module returns the argument is handed on; 0 for nowhere.
     """
@@ -143,9 +142,7 @@ class Emptied(nn.Module):
     stock module hands on, attention weights of zero heads [B, 0, S, S] where it returns weights, and None.
     """
 
-    def __init__(
-        self, parts: Parts, inside: str = "", projection: nn.Module | None = None, *, config: Any = None
-    ) -> None:
+    def __init__(self, parts: Parts, inside: str = "", projection: nn.Module | None = None, config: Any = None) -> None:
         # not that of the stock class, which may come next in line
         nn.Module.__init__(self)
         self.returns, self.inside, self.config = parts.returns, inside, config
@@ -177,10 +174,7 @@ class Emptied(nn.Module):
 
     @staticmethod
     def in_place_of(stock: nn.Module, *args: Any) -> "Emptied":
-        """One that is an instance of the stock module's class, too.
-
-        By that transformers finds the modules whose attention weights it collects.
-        """
+        """One of the stock module's class, too: by that transformers finds the modules whose weights it collects."""
         return _emptied_class(type(stock))(*args, config=getattr(stock, "config", None))
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -73,12 +73,14 @@ class FollowerSpec:
         name: of the attribute or argument.
         axis: of a tensor; None for a number.
         argument: whether it is an argument of the module's forward, with one entry per unit.
+        returned: where in what the module returns the argument is handed on; 0 for nowhere.
     """
 
     module: str
     name: str
     axis: int | None = None
     argument: bool = False
+    returned: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +372,7 @@ def _follower(layer: nn.Module, prefix: str, spec: FollowerSpec, units: int) -> 
         axis=spec.axis,
         argument=spec.argument,
         whole=units if spec.argument else 0,
+        returned=spec.returned,
     )
 
 

@@ -17,6 +17,7 @@ from faster_pruner.model.detection.branches import Branch, find_branches, why_un
 from faster_pruner.model.detection.following import completed
 from faster_pruner.model.detection.joining import Joined, find_joins
 from faster_pruner.model.detection.naming import config_fields, mask_of, stock_builds, unit_size_of
+from faster_pruner.model.detection.place import Place
 from faster_pruner.model.detection.probing import influences, is_matrix, is_transposed, outputs_of, stacked
 from faster_pruner.model.detection.stacks import Layers, config_of, find_layers, stack_names
 from faster_pruner.model.detection.watching import Inputs, Trace, in_the_open, rows_of, watch
@@ -36,38 +37,6 @@ class Detected:
     family: Family
     left: dict[str, str]
     trace: Trace
-
-
-@dataclass(frozen=True)
-class Place:
-    """One layer that stands for all that are built alike.
-
-    Attributes:
-        model: whole.
-        open: the same without fused kernels.
-        inputs: a small batch.
-        trace: of it.
-        layers: the list that the layer is in.
-        stack: that list as part of a family, without sublayers.
-        indices: of all layers that are built alike.
-    """
-
-    model: nn.Module
-    open: nn.Module
-    inputs: Inputs
-    trace: Trace
-    layers: Layers
-    stack: Stack
-    indices: list[int]
-
-    @property
-    def layer(self) -> str:
-        """Path of the layer."""
-        return self.layers.layer(self.indices[0])
-
-    def inside(self, path: str) -> str:
-        """A path inside the layer, of one from the model's root."""
-        return path.removeprefix(self.layer).removeprefix(".")
 
 
 def detect(model: nn.Module, inputs: Inputs) -> Detected:

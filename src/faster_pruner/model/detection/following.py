@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.branches import Branch
+from faster_pruner.model.detection.place import Place
 from faster_pruner.model.detection.probing import in_argument, in_tensor, reached_from
 from faster_pruner.model.detection.watching import (
     Stopped,
@@ -28,9 +29,6 @@ from faster_pruner.model.detection.watching import (
 from faster_pruner.model.passes import tensors_in
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import FollowerSpec, Sublayer, SublayerSpec, resolve_layer
-
-if TYPE_CHECKING:
-    from faster_pruner.model.detection.detect import Place
 
 # How many sets of numbers are tried.
 _TRIES = 48
@@ -146,7 +144,7 @@ def _arguments(place: Place, branch: Branch) -> Iterator[FollowerSpec]:
             continue
         axis = _axis_of(place, branch, tensor, partial(in_argument, module, name), exact=True)
         if axis is not None:
-            yield FollowerSpec(module=around, name=name, axis=axis, argument=True)
+            yield FollowerSpec(module=around, name=name, axis=axis, argument=True, returned=call.handed.get(name, 0))
 
 
 def _axis_of(

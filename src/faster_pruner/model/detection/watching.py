@@ -28,6 +28,7 @@ class Call:
         ended: as `began`.
         value: the first tensor that it returned.
         returns: how many values it returned as a tuple; 0 for a bare tensor.
+        handed: where among these the tensors are that it was given and hands on, by name of argument.
         cached: whether it was given a cache of keys and values.
     """
 
@@ -38,6 +39,7 @@ class Call:
     ended: int = -1
     value: Tensor | None = None
     returns: int = 0
+    handed: dict[str, int] = field(default_factory=dict[str, int])
     cached: bool = False
 
 
@@ -127,19 +129,21 @@ def watch(model: nn.Module, inputs: Inputs) -> Trace:
 
         return hook
 
-    def after(module: nn.Module, args: tuple[Any, ...], value: Any) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
         nonlocal clock
-        del module, args
         call = opened.pop()
         first = first_tensor(value)
         call.ended, call.value = clock, None if first is None else first.detach().clone()
-        call.returns = len(value) if isinstance(value, tuple) else 0
+        if isinstance(value, tuple):
+            call.returns = len(value)
+            given = named_arguments(module, args, kwargs).items()
+            call.handed = {n: i for n, v in given for i, own in enumerate(value) if isinstance(v, Tensor) and own is v}
         clock += 1
 
     with hooked(ExitStack()) as stack:
         for path, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(before(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         run(model, inputs)
     return Trace(calls)
 
