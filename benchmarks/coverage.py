@@ -66,7 +66,8 @@ def _alarm(*_: Any) -> None:
 
 def _pooled(returned: Any, batch: Batch) -> Predictions:
     """The mean over everything but rows and features of the first values that a model returns."""
-    first = next(tensor for tensor in tensors_in(returned) if tensor.requires_grad or not torch.is_grad_enabled())
+    tensors = tensors_in(returned)
+    first = next((tensor for tensor in tensors if tensor.requires_grad), tensors[0])
     rows = batch.rows.numel()
     values = first.reshape(rows, -1, first.shape[-1]).mean(dim=1) if first.numel() % rows == 0 else first
     return Predictions(values, batch.rows)

@@ -3,7 +3,7 @@
 F1 is seqeval's strict one for IOB2, which the package judges by (an entity starts with its B-), and beside it the one
 that seqeval gives by default, which most figures in papers and model cards are: there an I- may start an entity, too.
 
-python benchmarks/ner.py            run everything, write results/ner.json and the table of docs/tasks.md
+python benchmarks/ner.py            run, write results/ner.json (other seeds in it stay) and the table of docs/tasks.md
 python benchmarks/ner.py --show     write the table from the JSON again
 python benchmarks/ner.py --held-out compare calibration settings on training rows that no calibration set holds
 """
@@ -32,7 +32,7 @@ from faster_pruner.data.sources import load_split, sample
 from faster_pruner.data.tasks import Data
 from faster_pruner.host.devices import pick_device
 from faster_pruner.method.algorithm import calibrate, cut
-from faster_pruner.method.calibrated import Pruned, Subject
+from faster_pruner.method.calibrated import Subject
 from faster_pruner.model.limits import made_up_inputs
 from faster_pruner.objectives.evaluation import evaluate, predict_rows
 from faster_pruner.options import PRESETS, CalibrationOptions
@@ -73,19 +73,24 @@ def scores(model: nn.Module, subject: Subject, rows: EncodedRows) -> dict[str, f
 
 def judged(model: nn.Module, subject: Subject, splits: dict[str, EncodedRows]) -> dict[str, float]:
     """Scores on every split, by "<split> <metric>"."""
-    return {f"{split} {key}": x for split, rows in splits.items() for key, x in scores(model, subject, rows).items()}
+    return {
+        f"{split} {key}": round(x, 3)
+        for split, rows in splits.items()
+        for key, x in scores(model, subject, rows).items()
+    }
 
 
-def run(seeds: list[int]) -> dict[str, Any]:
-    """All methods, budgets and seeds; speed of the first seed's models, measured last."""
+def run(seeds: list[int]) -> None:
+    """All methods, budgets and seeds, written after each seed; then the speed of the last seed's models."""
     opened, subject = open_entities()
     task = describe(DATA)
     source = DATA.source(task)
     splits = {name: encoded(load_split(source, (name,)), task, opened, LONGEST) for name in SPLITS}
     dense = judged(opened.model, subject, splits)
-    print("dense", _rounded(dense), flush=True)
-    found: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
-    timed: dict[tuple[str, float], Pruned] = {}
+    print("dense", dense, flush=True)
+    before = read_result("ner") or {"records": [], "speed_up": {}}
+    records = [record for record in before["records"] if record["seed"] not in seeds]
+    pruned_models: dict[str, nn.Module] = {}
     for seed in seeds:
         options = CalibrationOptions(seed=seed)
         for name, budgets in BUDGETS.items():
@@ -95,20 +100,15 @@ def run(seeds: list[int]) -> dict[str, Any]:
             for share in budgets:
                 pruned = cut(calibrated, Budget(macs=share), method)
                 round_weights(pruned.model, opened.dtype)
-                timed.setdefault((name, share), pruned)
-                found[name, share].append(judged(pruned.model, subject, splits))
-                print(seed, name, share, _rounded(found[name, share][-1]), flush=True)
+                pruned_models[f"{name} {share}"] = pruned.model
+                figures = judged(pruned.model, subject, splits)
+                records.append({"seed": seed, "method": name, "macs": share, "figures": figures})
+                print(seed, name, share, figures, flush=True)
+        found = {"task": "NCBI disease", "dense": dense, "records": records, "speed_up": before["speed_up"]}
+        write_result("ner", found)
     inputs = [made_up_inputs(opened.model, *SHAPE)]
-    table = [
-        {
-            "method": name,
-            "macs": share,
-            "speed_up": measure(opened.model, timed[name, share].model, inputs)[0].speed_up,
-            **summary(runs),
-        }
-        for (name, share), runs in found.items()
-    ]
-    return {"task": "NCBI disease", "dense": dense, "shape": SHAPE, "table": table}
+    speed_up = {key: measure(opened.model, model, inputs)[0].speed_up for key, model in pruned_models.items()}
+    write_result("ner", {**found, "shape": SHAPE, "speed_up": speed_up})
 
 
 def held_out(seeds: list[int], share: float) -> None:
@@ -119,8 +119,8 @@ def held_out(seeds: list[int], share: float) -> None:
     for seed in seeds:
         order = sample(train, len(train), seed)
         rest = encoded(order[-HELD_OUT:], task, opened, LONGEST)
-        print(seed, "dense", _rounded(scores(opened.model, subject, rest)), flush=True)
-        for count in (512, 1024, 2048, len(train) - HELD_OUT):
+        print(seed, "dense", scores(opened.model, subject, rest), flush=True)
+        for count in (2048, len(train) - HELD_OUT):
             options = CalibrationOptions(rows=count, seed=seed)
             rows = encoded(order[:count], task, opened, options.max_length, labelled=False)
             moments = {
@@ -130,11 +130,7 @@ def held_out(seeds: list[int], share: float) -> None:
             for words, selection in moments.items():
                 how = replace(method, selection=selection)
                 pruned = cut(calibrate(subject, rows, how, options), Budget(macs=share), how)
-                print(seed, count, words, _rounded(scores(pruned.model, subject, rest)), flush=True)
-
-
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: round(x, 3) for key, x in metrics.items() if "calibration" not in key}
+                print(seed, count, words, scores(pruned.model, subject, rest), flush=True)
 
 
 def as_table(found: dict[str, Any]) -> list[str]:
@@ -142,14 +138,17 @@ def as_table(found: dict[str, Any]) -> list[str]:
     keys = [f"{split} {metric}" for split in SPLITS for metric in ("f1", "default_f1")]
     head = ["test, strict F1", "test, seqeval's default", "validation, strict F1", "validation, seqeval's default"]
     batch, tokens = found["shape"]
+    runs: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
+    for record in found["records"]:
+        runs[record["method"], record["macs"]].append(record["figures"])
     lines = [
         "| method | MACs kept | " + " | ".join(head) + f" | speed-up at {batch} x {tokens} |",
         "|---" * (len(head) + 3) + "|",
         "| dense | 1 | " + " | ".join(f"{found['dense'][key]:.2f}" for key in keys) + " | 1 |",
     ]
-    for row in found["table"]:
-        cells = [row["method"], f"{row['macs']:g}", *(mean_and_spread(row, key) for key in keys)]
-        lines.append("| " + " | ".join([*cells, f"{row['speed_up']:.2f}x"]) + " |")
+    for (name, share), figures in sorted(runs.items(), key=lambda item: (item[0][0], -item[0][1])):
+        cells = [name, f"{share:g}", *(mean_and_spread(summary(figures), key) for key in keys)]
+        lines.append("| " + " | ".join([*cells, f"{found['speed_up'][f'{name} {share}']:.2f}x"]) + " |")
     return lines
 
 
@@ -167,7 +166,7 @@ def main() -> None:
         held_out(seeds, arguments.macs)
         return
     if not arguments.show:
-        write_result("ner", run(seeds))
+        run(seeds)
     table = as_table(read_result("ner"))
     print("\n".join(table))
     write_table(PAGE, "ner", table)

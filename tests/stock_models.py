@@ -149,7 +149,7 @@ def build(name: str, *, attention: str | None = None, cls: str = "", **changes: 
     stock = MODELS[name]
     words: dict[str, Any] = {"vocab_size": WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     seen = stock.cls.endswith("ImageClassification")
-    config = AutoConfig.for_model(stock.type, **({} if seen else words), **{**stock.sizes, **changes})
+    config = AutoConfig.for_model(stock.type, **{**({} if seen else words), **stock.sizes, **changes})
     chosen = {} if attention is None else {"attn_implementation": attention}
     torch.manual_seed(0)
     return randomise(getattr(transformers, cls or stock.cls)._from_config(config, **chosen))

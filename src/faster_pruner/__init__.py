@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.prune import prune
     from faster_pruner.api.run import Run
+    from faster_pruner.api.vocabulary import VocabularyResult, prune_vocabulary
     from faster_pruner.checkpoint.opening import load
     from faster_pruner.costs.budget import Budget, Limit
     from faster_pruner.data.tasks import Columns, Data
@@ -45,6 +46,7 @@ _HOMES = {
     "PrunedModel": "api.in_memory",
     "Run": "api.run",
     "SolverOptions": "options",
+    "VocabularyResult": "api.vocabulary",
     "cut_again": "api.cut",
     "evaluate": "api.evaluate",
     "inspect": "api.inspect",
@@ -52,6 +54,7 @@ _HOMES = {
     "preset": "options",
     "prune": "api.prune",
     "prune_model": "api.in_memory",
+    "prune_vocabulary": "api.vocabulary",
 }
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "PrunedModel",
     "Run",
     "SolverOptions",
+    "VocabularyResult",
     "cut_again",
     "evaluate",
     "inspect",
@@ -75,6 +79,7 @@ __all__ = [
     "preset",
     "prune",
     "prune_model",
+    "prune_vocabulary",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Flags of configs, training mode, ways of computing attention, and attention weights: nothing of it gets in the way."""
+"""Flags of configs, training mode, ways of computing attention, attention weights: nothing of it gets in the way."""
 
 from __future__ import annotations
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
 
+import stock_models
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.budget import Budget
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.model.precision import choose_precision, forward_in
+from faster_pruner.model.precision import choose_precision, forward_in, in_dtype, in_float32
 from faster_pruner.model.table import FAMILIES
 from faster_pruner.objectives.classification import CLASSIFICATION
 from faster_pruner.options import CalibrationOptions, preset
@@ -64,3 +67,24 @@ def test_a_cut_in_bfloat16_is_close_to_one_in_float32(family: str) -> None:
         assert {p.dtype for p in pruned.model.parameters()} == {torch.float32}
         errors[precision] = sum(result.residual_after or 0.0 for result in pruned.results)
     assert errors["bfloat16"] == pytest.approx(errors["float32"], rel=0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bert", "gpt-neox"])
+def test_copies_have_exactly_what_no_file_holds(name: str, dtype: torch.dtype) -> None:
+    model = stock_models.build(name)
+    exact = {key: buffer for key, buffer in model.named_buffers() if key not in model.state_dict()}
+    assert exact
+    half = copy.deepcopy(model).to(dtype)
+    before = copy.deepcopy(half)
+    # rounded by whoever made the model, or kept by a copy of ours
+    for given in (half, in_dtype(model, dtype)):
+        found = in_float32(given)
+        assert {tensor.dtype for tensor in found.parameters()} == {torch.float32}
+        for key, value in found.state_dict().items():
+            assert torch.equal(value, before.state_dict()[key].to(value.dtype)), key
+        assert all(torch.equal(buffer, exact[key]) for key, buffer in found.named_buffers() if key in exact)
+    assert {tensor.dtype for tensor in in_dtype(model, dtype).parameters()} == {dtype}
+    for (key, one), (_, other) in zip(half.named_buffers(), before.named_buffers(), strict=True):
+        assert one.dtype is other.dtype, key
+        assert torch.equal(one, other), key

@@ -78,10 +78,22 @@ def test_an_emptied_branch_hands_on_what_its_module_hands_on(attention: str) -> 
 
 
 def test_weights_that_are_asked_for_by_an_argument_are_a_value_more() -> None:
-    emptied = Emptied(parts_that_return(1), config=SimpleNamespace(_attn_implementation="eager"))
+    """As MPNet's are, whose attention knows no config; others hand such an argument through to somebody else."""
+
+    class Asked(nn.Module):
+        def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
+            return (x, x) if output_attentions else (x,)
+
+    class Unasked(nn.Module):
+        def forward(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+            return x, None
+
     x = torch.randn(2, 5, 4)
-    assert len(emptied(x, output_attentions=False)) == 1
-    assert emptied(x, output_attentions=True)[1].shape == (2, 0, 5, 5)
+    emptied = Emptied.in_place_of(Asked(), parts_that_return(1))
+    assert len(emptied(x)) == len(emptied(x, output_attentions=False)) == 1
+    for found in (emptied(x, output_attentions=True), emptied(x, True)):
+        assert found[1].shape == (2, 0, 5, 5)
+    assert Emptied.in_place_of(Unasked(), parts_that_return(2))(x, output_attentions=True)[1] is None
 
 
 class Scores(nn.Module):

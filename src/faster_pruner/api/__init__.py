@@ -1,1 +1,1 @@
-"""What faster-pruner can do, one verb per file: prune, cut, evaluate, export, bench, demo."""
+"""What faster-pruner can do, one verb per file: prune, cut, evaluate, export, bench, demo, vocabulary."""

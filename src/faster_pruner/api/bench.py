@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,10 @@ from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checks import one_of
 from faster_pruner.costs.cost import Macs, total
-from faster_pruner.errors import OptionError, OutputError
+from faster_pruner.errors import OptionError
+from faster_pruner.host import places
 from faster_pruner.host.devices import environment
 from faster_pruner.host.files import beside
-from faster_pruner.host.places import check_file
 from faster_pruner.model.limits import longest_row, main_input, shapes_for
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.results import Timing, strict_json
@@ -93,18 +92,7 @@ def _macs(sublayers: Sequence[Sublayer], length: int) -> float:
 
 def check_json(file: Path) -> None:
     """Before any work: a file may take the figures. Raises OutputError."""
-    check_file(file, parent_exists=True)
-    if not file.exists():
-        return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not {_ENVIRONMENT, _TIMINGS} <= found.keys():
-        raise OutputError(
-            f"{str(file)!r} is there already, and holds no figures of an earlier run; it is not replaced: choose "
-            "another name, or move it away"
-        )
+    places.check_json(file, {_ENVIRONMENT, _TIMINGS})
 
 
 def write_json(file: Path, timings: Sequence[Timing], run: Run) -> None:

@@ -62,7 +62,8 @@ def cut_again(
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(name, device=device)
+        how = given or Data()
+        opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
         subject = subject_of(opened, objective_for(opened, task))
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = (
@@ -85,6 +86,7 @@ def cut_again(
         timed_on=usual_inputs(opened, next(iter(splits.values()), None)),
         processor=opened.processor,
         companions=companions,
+        head=opened.head,
         splits=splits,
         licence=licence,
     )

@@ -40,7 +40,7 @@ def evaluate(
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(place, device=device)
+        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
         objective = objective_for(opened, task)
         splits = evaluation_splits(source, task, opened, max_length)
     found: dict[str, Evaluation] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.model.describe import Description, describe
 from faster_pruner.model.passes import device_of
-from faster_pruner.model.precision import usual_torch
+from faster_pruner.model.precision import in_dtype, in_float32, usual_torch
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -89,8 +88,8 @@ def prune_model(
 
     Args:
         model: of the transformers library, on any device and in any dtype, dense or pruned before; it is left as it
-            was. Where the family table has no row for it, its sublayers are found by running it, and proved, or it is
-            refused.
+            was. Of a compiled one the model inside is taken. Where the family table has no row for it, its sublayers
+            are found by running it, and proved, or it is refused.
         batches: the calibration set, anything that gives dictionaries of tensors (a DataLoader, a list): what the model
             is called with, and `labels` if the method uses them.
         macs: share of the MACs of the sublayers to keep, or a `Budget`.
@@ -102,6 +101,7 @@ def prune_model(
     Raises:
         InputError: see its subclasses in `errors`.
     """
+    model = _uncompiled(model)
     _check_model(model)
     options, how = as_calibration(calibration), as_method(method)
     budget, device = as_budget(macs), device_of(model)
@@ -109,7 +109,9 @@ def prune_model(
     if not hasattr(model, "config"):
         raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")
     dtype = next(model.parameters()).dtype
-    dense = model if dtype == torch.float32 else copy.deepcopy(model).float()
+    # a copy is never compiled, which would run past the hooks
+    as_it_is = dtype == torch.float32 and not _is_compiled(model)
+    dense = model if as_it_is else in_float32(model)
     own = adopt(batches, device)
     found = _described(dense, own[0])
     subject = Subject(dense, found.sublayers, objective or objective_of(dense), dtype, dict(found.left))
@@ -128,14 +130,34 @@ def prune_model(
     )
     outcome = cut_and_measure(job, clock)
     pruned: Any = outcome.pruned.model
-    given = pruned if dtype == torch.float32 else copy.deepcopy(pruned).to(dtype)
+    given = pruned if dtype == torch.float32 else in_dtype(pruned, dtype)
     return PrunedModel(given, outcome.report, job, outcome)
 
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside what `torch.compile` returns; any other one as it is."""
+    inside = getattr(model, "_orig_mod", None)
+    return inside if isinstance(inside, nn.Module) else model
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `Module.compile` was called on any part of a model."""
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+
+
 def _check_model(model: object) -> None:
-    """Raise UnsupportedModelError for what is no model at all, such as a path."""
+    """Raise UnsupportedModelError for what is no model at all, such as a path, or one that cannot be computed with."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"{shown(model)} arrived where a model in memory belongs; open a folder with load first, or give it to "
             "prune"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"some weights of this {type(model).__name__} are on the meta device; load them first"
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} was made under torch.inference_mode, so nothing can be differentiated "
+            "through it; make or load it outside"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from faster_pruner.api.run import Run
@@ -13,8 +13,9 @@ from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checkpoint.sizes import is_pruned
 from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.host import places
 from faster_pruner.host.files import beside
-from faster_pruner.host.places import check_file, public_name
+from faster_pruner.host.places import public_name
 from faster_pruner.model.shrink import Producer
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.registry import kind_of
@@ -66,9 +67,13 @@ def inspect(model: str | Path, *, run: Run | None = None) -> Inspection:
     )
 
 
+def check_json(file: Path) -> None:
+    """Before any work: a file may take what is found. Raises OutputError."""
+    places.check_json(file, {each.name for each in fields(Inspection)})
+
+
 def write_json(file: Path, found: Inspection) -> None:
     """What was found, in a file. Raises OutputError."""
-    check_file(file, parent_exists=True)
     with beside(file) as staging:
         staging.write_text(strict_json(asdict(found)), encoding="utf-8")
 

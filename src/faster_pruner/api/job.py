@@ -14,6 +14,7 @@ from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
 from faster_pruner.objectives.objective import Objective
@@ -41,6 +42,7 @@ class Job:
         timed_on: inputs on which dense and pruned model are timed.
         processor: tokenizer, image processor or feature extractor that goes with the model, if any.
         companions: files that go with it unchanged.
+        head: what makes one vector of what the model returns, of an embedding model.
         splits: rows to evaluate on.
         licence: of the dense model, where it is known.
     """
@@ -55,6 +57,7 @@ class Job:
     timed_on: list[dict[str, Tensor]]
     processor: Processor | None = None
     companions: Companions = NONE
+    head: Head | None = None
     splits: dict[str, EncodedRows] = field(default_factory=dict[str, EncodedRows])
     licence: str | None = None
     place: str = ""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from faster_pruner.api import warnings
 from faster_pruner.api.job import Job
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
+from faster_pruner.checkpoint.sentence import MODULES, write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
@@ -129,7 +130,7 @@ def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progres
     objective, predicted, found = subject.objective, list[Predicted](), list[Evaluation]()
     for model in (subject.model, pruned.model):
         predicted.append(predict_rows(model, objective, rows))
-        found.append(evaluate(predicted[-1], objective, split=split, rows=rows.judged))
+        found.append(evaluate(predicted[-1], objective, split=split, rows=rows.judged, dense=predicted[0]))
         progress.step()
     # both or neither: a metric is read against the other one
     measured.before[split], measured.after[split] = found
@@ -211,6 +212,8 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
             write_checkpoint(
                 staging, pruned.model, pruned.sublayers, job.processor, dtype=dtype, companions=job.companions
             )
+            if job.head is not None and not (staging / MODULES).exists():
+                write_head(staging, job.head)
             verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))
         report = replace(outcome.report, verified=verified, pruned=size, seconds=clock.seconds)

@@ -63,7 +63,7 @@ def prune(
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(place, device=device)
+        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
         objective = objective_for(opened, task)
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
@@ -91,6 +91,7 @@ def prune(
         timed_on=usual_inputs(opened, rows),
         processor=opened.processor,
         companions=companions,
+        head=opened.head,
         splits=splits,
         licence=licence,
     )

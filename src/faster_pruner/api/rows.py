@@ -14,7 +14,7 @@ from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError
 from faster_pruner.model.limits import longest_row
 from faster_pruner.objectives.objective import Objective
-from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, objective_of
+from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of
 from faster_pruner.options import CalibrationOptions
 
 _TRAIN_SPLITS = ("train", "training")
@@ -33,9 +33,12 @@ def objective_for(opened: Opened, task: Task | None) -> Objective:
         UnsupportedModelError: none is known for the model.
         OptionError: the task is of another kind.
     """
-    if task is None:
-        return objective_of(opened.model)
-    return kind_for(opened.model, task).objective(opened.model.config).judged_by(task.metrics)
+    kind = kind_of(opened.model) if task is None else kind_for(opened.model, task)
+    if kind.headed is not None and opened.head is not None:
+        found = kind.headed(opened.head)
+    else:
+        found = kind.objective(opened.model.config)
+    return found if task is None else found.judged_by(task.metrics)
 
 
 def encoded(
@@ -47,7 +50,24 @@ def encoded(
     if isinstance(rows, Rows) and not own.label_names:
         # what the data themselves call their classes
         own = replace(own, label_names=tuple(name.lower() for name in rows.class_names.get(own.label_column, ())))
+    if kind.headed is not None and opened.head is not None:
+        limit = min(limit, opened.head.longest or limit)
+        rows = _with_prompt(rows, [own.text_column, own.pair_column], opened.head.prompt)
     return kind.encode(rows, own, opened.processor, config=config, limit=limit, labelled=labelled)
+
+
+def _with_prompt(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str | None], prompt: str
+) -> Sequence[Mapping[str, Any]]:
+    """Rows with a prompt in front of every text."""
+    if not prompt:
+        return rows
+    own = rows if isinstance(rows, Rows) else Rows([dict(row) for row in rows])
+
+    def put(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: prompt + v if key in columns and isinstance(v, str) else v for key, v in row.items()}
+
+    return Rows([put(row) for row in own], numbers=own.numbers, place=own.place, split=own.split)
 
 
 def calibration_rows(

@@ -31,7 +31,8 @@ _PROCESSOR = (
 _GENERATION = "generation_config.json"
 # Of sentence-transformers, which puts the settings of a module into a numbered folder.
 _MODULES = "modules.json"
-_SENTENCES = (_MODULES, "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]*_*/*.json")
+_PROMPTS = "config_sentence_transformers.json"
+_SENTENCES = (_MODULES, "sentence_bert_config.json", _PROMPTS, "[0-9]*_*/*.json")
 _NUMBERED = re.compile(r"\d+_\w+")
 # Its modules that need no weights beside the model's.
 _WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize", "Dropout"}
@@ -132,4 +133,5 @@ def _without_half_modules(files: dict[str, bytes]) -> dict[str, bytes]:
         complete = False
     if complete and _MODULES in files:
         return files
-    return {name: content for name, content in files.items() if name not in _SENTENCES and "/" not in name}
+    dropped = set(_SENTENCES) - {_PROMPTS}
+    return {name: content for name, content in files.items() if name not in dropped and "/" not in name}

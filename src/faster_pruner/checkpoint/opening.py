@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,13 @@ from faster_pruner.checkpoint.screening import (
     shapes_in,
     with_floats,
 )
+from faster_pruner.checkpoint.sentence import head_of, is_sentence_transformer, read_head
 from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
-from faster_pruner.errors import CheckpointError, UnsupportedModelError
+from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
 from faster_pruner.model.classes import stock_class
 from faster_pruner.model.describe import Description, describe, family_of_all
+from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.shrink import without_layer_sizes
@@ -84,7 +86,13 @@ class OpenedModel:
             recorded = family_of(self.model.config) != family_of_all(self.known)
             return Description(self.known, "recorded" if recorded else "table")
         length = min(_TOKENS_TO_LOOK_AT, longest_row(self.model))
-        return describe(self.model, made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True))
+        try:
+            return describe(self.model, made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True))
+        except DataError as error:
+            raise UnsupportedModelError(
+                f"{error}; where it needs other inputs than these made-up ones, prune it in memory on batches of your "
+                "own"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,11 @@ class Opened(OpenedModel):
 
     Attributes:
         processor: its tokenizer, image processor or feature extractor.
+        head: what makes one vector of what the model returns, of a folder of sentence-transformers; None elsewhere.
     """
 
     processor: Processor
+    head: Head | None = None
 
 
 def read_config(place: str) -> dict[str, Any]:
@@ -136,14 +146,29 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
     return _load(where, config, dtype)[0]
 
 
-def open_checkpoint(place: str | Path, *, device: torch.device) -> Opened:
-    """Open a checkpoint for pruning or evaluation: float32, on `device`, with its processor.
+def open_checkpoint(
+    place: str | Path, *, device: torch.device, pooling: str | None = None, dims: Sequence[int] = ()
+) -> Opened:
+    """Open a checkpoint for pruning or evaluation: float32, on `device`, with its processor and its head.
+
+    Args:
+        place: local folder or hub id.
+        device: where the model goes.
+        pooling: how an encoder without a head makes one vector of many.
+        dims: lengths of prefixes of it that are embeddings, too.
 
     Raises:
-        CheckpointError, UnsupportedModelError: see `open_model`; also no processor.
+        CheckpointError, UnsupportedModelError: see `open_model`; also no processor, or a head that cannot be opened.
+        OptionError: an unknown pooling, or a package that is missing.
     """
-    opened = open_model(place, device=device)
-    return Opened(opened.model, opened.dtype, opened.known, open_processor(as_place(place), opened.model))
+    opened, where = open_model(place, device=device), as_place(place)
+    processor = open_processor(where, opened.model)
+    head = None
+    if is_sentence_transformer(where):
+        head = read_head(where, dims=dims)
+    elif pooling is not None:
+        head = head_of(opened.model, pooling, dims=dims)
+    return Opened(opened.model, opened.dtype, opened.known, processor, head)
 
 
 def open_model(place: str | Path, *, device: torch.device) -> OpenedModel:

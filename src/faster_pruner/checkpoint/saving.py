@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def write_checkpoint(
     Args:
         folder: that takes the files.
         model: a pruned transformers model; its config is marked with its sizes.
-        sublayers: of the model, at their present sizes.
+        sublayers: of the model, at their present sizes; none of a dense model, whose config is then left unmarked.
         processor: that goes with it, if any.
         dtype: of the weights in the file.
         companions: of the dense checkpoint; where they hold all of the processor's files, it writes none of its own.
@@ -58,7 +58,8 @@ def write_checkpoint(
     Raises:
         OutputError: the disk fills up.
     """
-    mark_as_pruned(model, sublayers)
+    if sublayers:
+        mark_as_pruned(model, sublayers)
     stored: Any = copy.deepcopy(model).cpu()
     stored = stored.to(dtype)
     try:
@@ -74,6 +75,7 @@ def write_checkpoint(
         config.pop("auto_map", None)
         # where a model lay on this machine is nobody else's business
         config.pop("_name_or_path", None)
+        config |= _labels_left_out(model.config, config)
         if not opens_with_stock_class(model, sublayers):
             name = type(model).__name__
             config["auto_map"] = dict.fromkeys(auto_classes_of(name, config["model_type"]), f"{MODULE}.{name}")
@@ -82,6 +84,23 @@ def write_checkpoint(
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
+
+
+def _labels_left_out(config: Any, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of the classes that a config has and its file has not.
+
+    transformers leaves two classes without names out, also where the config's own class has another number by default
+    (BART has three): what it wrote would not open.
+    """
+    if "id2label" in written or getattr(config, "id2label", None) is None:
+        return {}
+    try:
+        by_default: Any = type(config)()
+    except Exception:  # a config of parts that must be given, which raises what it likes
+        return {}
+    if by_default.num_labels == config.num_labels:
+        return {}
+    return {"id2label": {str(i): name for i, name in config.id2label.items()}, "label2id": dict(config.label2id)}
 
 
 def check_savable(model: nn.Module, processor: Processor | None) -> None:
@@ -146,7 +165,7 @@ def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:
     rows = 0
     with inference(model), inference(reopened):
         for batch in batches:
-            before, after = _tensors(model(**batch.inputs)), _tensors(reopened(**batch.inputs))
+            before, after = tensors_in(model(**batch.inputs)), tensors_in(reopened(**batch.inputs))
             if not all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
                 raise VerificationError(
                     "the saved checkpoint does not reproduce what the pruned model returns; nothing was written. "
@@ -156,7 +175,7 @@ def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:
     return f"what the reopened checkpoint returns is bit-equal on {rows} rows"
 
 
-def _tensors(returned: Any) -> list[Tensor]:
+def tensors_in(returned: Any) -> list[Tensor]:
     """All tensors in what a model returns."""
 
     def inside(value: Any) -> Iterator[Tensor]:
@@ -179,7 +198,10 @@ def weight_bytes(folder: Path) -> int:
 
 @torch.no_grad()
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round all floating-point parameters and buffers to what `dtype` can hold, keeping their own dtype."""
-    for tensor in [*model.parameters(), *model.buffers()]:
+    """Round all floating-point tensors that are saved to what `dtype` can hold, keeping their own dtype.
+
+    What is computed from the config (frequencies of rotary positions) is in no file, and is exact in every dtype.
+    """
+    for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype).to(tensor.dtype))

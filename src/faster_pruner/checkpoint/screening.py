@@ -22,6 +22,9 @@ from faster_pruner.errors import CheckpointError
 
 CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
+# What tools write beside a config that does not say itself that the weights are quantised.
+_QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_DEQUANTISE = "dequantise it first, or give the checkpoint that it was made from, and quantise the pruned model again"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Suffixes of weights that would have to be unpickled or that another framework wrote.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -69,6 +72,9 @@ def _check_place(place: str, path: Path) -> None:
                 f"{place!r} holds an adapter ({_ADAPTER}), which is no whole model; merge it into its base model first "
                 "(merge_and_unload of peft) and save that"
             )
+        for name in _QUANTISED:
+            if (path / name).is_file():
+                raise CheckpointError(f"{place!r} is quantised ({name}); {_DEQUANTISE}")
         if not (path / CONFIG).is_file():
             raise CheckpointError(f"{place!r} has no {CONFIG}; give a folder saved by save_pretrained, or a hub id")
     elif path.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
@@ -122,12 +128,11 @@ def check_config(place: str, raw: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{place!r} lists pruned_heads, which transformers 5 cannot load; start from the unpruned checkpoint"
         )
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         if raw.get(key) is not None:
             method = raw[key].get("quant_method") if isinstance(raw[key], dict) else None
             raise CheckpointError(
-                f"{place!r} is quantised ({key}{f': {shown(method)}' if method else ''}); dequantise it first, or give "
-                "the checkpoint that it was made from, and quantise the pruned model again"
+                f"{place!r} is quantised ({key}{f': {shown(method)}' if method else ''}); {_DEQUANTISE}"
             )
     if not isinstance(raw.get("model_type"), str) or not raw["model_type"]:
         raise CheckpointError(

@@ -140,8 +140,9 @@ def mark_as_pruned(model: nn.Module, sublayers: Sequence[Sublayer]) -> None:
         units = {s.units for s in group}
         config = _config_of(model, group[0])
         field = group[0].spec.config[:1]
-        # no stock class builds a layer without a unit
-        if group[0].spec.stock and len(units) == 1 and 0 not in units and field:
+        # what the config says goes for all layers, also those that stay whole; no stock class builds one without a unit
+        everywhere = all(s.spec.layers is None for s in group)
+        if group[0].spec.stock and everywhere and len(units) == 1 and 0 not in units and field:
             setattr(config, field[0], units.pop())
     config: Any = model.config
     metadata: dict[str, Any] = {"format": FORMAT, "sizes": {s.name: s.units for s in sublayers}}

@@ -131,6 +131,7 @@ def _root(  # pyright: ignore[reportUnusedFunction]
 for _command, _example in (
     (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
     (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
+    (commands.vocabulary, "faster-pruner vocabulary my-model --corpus texts.txt -o smaller"),
     (commands.inspect, "faster-pruner inspect my-model"),
     (commands.evaluate, "faster-pruner evaluate smaller --task sst2"),
     (commands.export, "faster-pruner export smaller --int8 -o smaller.onnx"),

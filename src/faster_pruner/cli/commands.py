@@ -14,6 +14,7 @@ import typer
 from faster_pruner.cli.groups import (
     BudgetOptions,
     CalibrationSetOptions,
+    Corpus,
     DataOptions,
     MaxLength,
     MemoryLimit,
@@ -138,6 +139,30 @@ def cut(
     _show(result, output)
 
 
+def vocabulary(
+    model: Model,
+    output: OutputFolder,
+    corpus: Corpus,
+    running: RunOptions,
+    overwrite: Overwrite = False,
+) -> None:
+    """Keep the tokens of MODEL that a corpus uses, and what every other text needs: smaller embeddings, same results."""
+    from faster_pruner.api.vocabulary import prune_vocabulary
+    from faster_pruner.report import print_vocabulary
+
+    result = prune_vocabulary(
+        model,
+        corpus.value(),
+        output=Output(folder=output, overwrite=overwrite),
+        held_out=corpus.held_out,
+        seed=corpus.seed,
+        run=running.value(),
+    )
+    with _printed(f"the result is complete, in {output}") as console:
+        print_vocabulary(result.report, console)
+        console.print(f"saved in {output}", soft_wrap=True)
+
+
 def inspect(
     model: Model,
     running: RunOptions,
@@ -146,11 +171,14 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what of MODEL can be pruned: stacks, sublayers and their units, and what stays whole and why."""
+    from faster_pruner.api.inspect import check_json, write_json
     from faster_pruner.api.inspect import inspect as run_inspect
-    from faster_pruner.api.inspect import write_json
     from faster_pruner.report import print_inspection
 
-    found = run_inspect(model, run=running.value())
+    run = running.value()
+    if json_file is not None:
+        check_json(json_file)
+    found = run_inspect(model, run=run)
     if json_file is not None:
         write_json(json_file, found)
     with _printed() as console:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
@@ -55,6 +55,8 @@ def _options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
 
     def default(each: Field[Any]) -> Any:
+        if each.default_factory is not MISSING:
+            return each.default_factory()
         return inspect.Parameter.empty if each.default is MISSING else each.default
 
     return [
@@ -107,12 +109,71 @@ class DataOptions:
         str | None, typer.Option("--label-column", help="Column of the label.", rich_help_panel=_ROWS)
     ] = None
 
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            help="A single file of texts (txt, jsonl, csv, parquet) in place of a folder; a part is held back.",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
+    ] = None
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="How an encoder without a head makes one vector of many: mean, cls, max, lasttoken.",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
+    ] = None
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated lengths of prefixes that are embeddings, too (Matryoshka).",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
+    ] = None
+
     def value(self) -> Data:
-        """What the options say."""
+        """What the options say. Raises OptionError."""
         from faster_pruner.data.tasks import Columns, Data
 
         columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)
-        return Data(task=self.task, folder=self.data, columns=columns)
+        dims = () if self.dims is None else tuple(numbers("--dims", self.dims))
+        return Data(task=self.task, folder=self.data, columns=columns, file=self.text, pooling=self.pooling, dims=dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Texts that say which tokens a vocabulary needs."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder with train as jsonl, csv, parquet or txt (.gz too).", show_default=False),
+    ] = None
+    corpus: Annotated[
+        list[Path],
+        typer.Option("--corpus", help="A file of texts; may be given several times.", show_default=False),
+    ] = field(default_factory=list[Path])
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Column of the text. Default: text.", show_default=False)
+    ] = None
+    held_out: Annotated[
+        float, typer.Option(help="Share of the texts that has no say, and shows what happens to unseen ones.")
+    ] = 0.1
+    seed: Annotated[int, typer.Option(help="Seed of which texts those are.")] = 0
+
+    def value(self) -> list[Data]:
+        """What the options say. Raises OptionError."""
+        from faster_pruner.data.tasks import Columns, Data
+
+        columns = Columns(text=self.text_column)
+        found = [Data(file=file, columns=columns) for file in self.corpus]
+        found += [] if self.data is None else [Data(folder=self.data, columns=columns)]
+        if not found:
+            raise OptionError("texts are needed that say which tokens stay; give --corpus FILE, or --data DIR")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,7 +245,8 @@ def adopt(made: Iterable[Mapping[str, Any]], device: torch.device) -> list[Batch
     """Batches that somebody else made, as dictionaries of tensors: the labels apart, everything else for the model.
 
     Raises:
-        DataError: no batch, one that is no such dictionary, or tensors that do not agree on the number of rows.
+        DataError: no batch, one that is no such dictionary, an empty tensor, or tensors that do not agree on the number
+            of rows.
     """
     batches: list[Batch] = []
     start = 0
@@ -253,11 +254,15 @@ def adopt(made: Iterable[Mapping[str, Any]], device: torch.device) -> list[Batch
         mapping = isinstance(cast(object, each), Mapping)
         if not mapping or not any(isinstance(value, Tensor) for value in each.values()):
             raise DataError(f"batch {place} is a {type(each).__name__}; a dictionary of tensors is needed")
-        tensors = {str(key): value for key, value in each.items() if isinstance(value, Tensor)}
+        # what was computed under gradients would be differentiated again by every pass
+        tensors = {str(key): _free(value) for key, value in each.items() if isinstance(value, Tensor)}
         inputs = {key: value for key, value in tensors.items() if key not in (*_LABEL_KEYS, *_SPAN_KEYS)}
         counts = {value.shape[0] if value.ndim else 0 for value in tensors.values()}
         if not inputs or len(counts) > 1 or 0 in counts:
             raise DataError(f"the tensors of batch {place} do not have one first dimension, the rows, in common")
+        empty = next((key for key, value in inputs.items() if not value.numel()), None)
+        if empty is not None:
+            raise DataError(f"{empty} of batch {place} is of shape {list(inputs[empty].shape)}: it holds nothing")
         count = counts.pop()
         labels, rows = _adopted_labels(tensors, place), torch.arange(start, start + count)
         positions = _labelled_positions(inputs, labels)
@@ -266,6 +271,11 @@ def adopt(made: Iterable[Mapping[str, Any]], device: torch.device) -> list[Batch
     if not batches:
         raise DataError("there are no calibration batches; if they come from a generator, it may be used up")
     return batches
+
+
+def _free(tensor: Tensor) -> Tensor:
+    """The same values, outside of any graph and of inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _adopted_labels(tensors: Mapping[str, Tensor], place: int) -> Tensor | None:

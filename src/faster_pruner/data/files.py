@@ -110,6 +110,12 @@ def _opened(file: Path) -> Generator[Any]:
         yield stream
 
 
+def _text_lines(file: Path) -> list[Row]:
+    """One text per line, in a column of the usual name; blank lines are none."""
+    with _opened(file) as stream:
+        return [{"text": line.rstrip("\r\n")} for line in stream if line.strip()]
+
+
 def _json_lines(file: Path) -> list[Row]:
     """One object per line; empty lines are none."""
     with _opened(file) as stream:
@@ -259,4 +265,5 @@ READERS: dict[str, Callable[[Path], Sequence[Row]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
+    ".txt": _text_lines,
 }

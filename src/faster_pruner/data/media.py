@@ -6,7 +6,8 @@ file may also just name it, relative to their own file. Nothing is opened before
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,24 +34,33 @@ def rows_of_folder(folder: Path) -> list[Row]:
         DataError: there are both images and sounds, or the folder cannot be read.
     """
     try:
-        files = sorted(file for file in folder.rglob("*") if _is_visible(file, folder) and file.is_file())
+        files = sorted(file for file in _below(folder) if file.suffix.lower() in _COLUMNS and file.is_file())
     except OSError as error:
         raise DataError(f"{str(folder)!r} cannot be read: {error.strerror}") from error
     rows: list[Row] = []
     for file in files:
-        column = _COLUMNS.get(file.suffix.lower())
-        if column is not None:
-            inside = file.relative_to(folder).parts
-            label = {LABEL: inside[0]} if len(inside) > 1 else {}
-            rows.append({column: {"bytes": None, "path": str(file)}, **label})
+        inside = file.relative_to(folder).parts
+        label = {LABEL: inside[0]} if len(inside) > 1 else {}
+        rows.append({_COLUMNS[file.suffix.lower()]: {"bytes": None, "path": str(file)}, **label})
     if len({next(iter(row)) for row in rows}) > 1:
         raise DataError(f"{str(folder)!r} holds images and sounds; a model takes one of them: move the others away")
     return rows
 
 
-def _is_visible(file: Path, folder: Path) -> bool:
-    """Whether no part of a path below a folder is hidden (some systems leave hidden copies beside every image)."""
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones (some systems leave hidden copies beside every image).
+
+    Links are followed, as subsets of large data sets are made of them; not into a folder that the path lies in already.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        here = Path(place)
+        above = {parent.resolve() for parent in (here, *here.parents)}
+        folders[:] = [name for name in folders if name[0] != "." and (here / name).resolve() not in above]
+        yield from (here / name for name in names if name[0] != ".")
 
 
 def content(rows: Rows, i: int, column: str) -> Path | bytes:

@@ -1,7 +1,7 @@
 """Rows from local files, or from the hub with the datasets library.
 
-A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet>``, gzipped or not, either
-directly inside it or inside ``<folder>/<task>/``. Images and sounds may also lie in ``<split>/<class>/``.
+A local source is a folder with one file per split, ``<split>.<jsonl|json|csv|tsv|parquet|txt>``, gzipped or not,
+either directly inside it or inside ``<folder>/<task>/``. Images and sounds may also lie in ``<split>/<class>/``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from faster_pruner.data.files import READERS, Row, Rows, class_names, read_rows
 from faster_pruner.data.media import rows_of_folder
 from faster_pruner.errors import DataError
 
+# Splits that calibration may draw from; of a single file one row in so many is held back for the others.
+_VOTING = ("train", "training")
+_HELD_BACK, _MOST_HELD_BACK = 10, 3000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -27,16 +31,20 @@ class Source:
         subfolder: looked into first, below `folder`.
         hub: data set id on the hub, used when there is no folder.
         hub_config: its configuration.
+        file: a single file in place of the folder.
     """
 
     folder: Path | None = None
     subfolder: str = ""
     hub: str = ""
     hub_config: str | None = None
+    file: Path | None = None
 
     @property
     def description(self) -> str:
         """Where the rows come from, in words."""
+        if self.file is not None:
+            return self.file.name
         if self.folder is not None:
             return self.folder.name if not self.subfolder else f"{self.folder.name}/{self.subfolder}"
         return self.hub if self.hub_config is None else f"{self.hub} ({self.hub_config})"
@@ -64,10 +72,31 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
     Raises:
         DataError: no such folder, file or split, or a file that cannot be read.
     """
-    rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
+    if source.file is not None:
+        rows = _part_of(source.file, held_back=names[0] not in _VOTING)
+    else:
+        rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
     if not rows:
         raise DataError(f"split {names[0]!r} of {source.description} is empty")
     return rows
+
+
+def _part_of(file: Path, *, held_back: bool) -> Rows:
+    """The rows of a single file that are held back to judge by, or the others; the same ones every time."""
+    rows = rows_of_file(file, split="held back" if held_back else "train")
+    count = min(_MOST_HELD_BACK, max(1, len(rows) // _HELD_BACK))
+    mixed = sample(rows, len(rows), seed=0)
+    return mixed[:count] if held_back else mixed[count:]
+
+
+def rows_of_file(file: Path, *, split: str) -> Rows:
+    """All rows of a single file. Raises DataError."""
+    if not file.is_file():
+        raise DataError(f"there is no file {str(file)!r} of rows")
+    suffix = next((s for s in READERS if file.name.endswith((s, s + ".gz"))), None)
+    if suffix is None:
+        raise DataError(f"{str(file)!r} is no file of rows: expected {', '.join(READERS)} (.gz too)")
+    return read_rows(file, suffix, split=split)
 
 
 def _local(source: Source, names: Sequence[str]) -> Rows:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from faster_pruner.checks import made_of
+from faster_pruner.checks import made_of, whole_number
 from faster_pruner.data.sources import Source
 from faster_pruner.errors import DataError, OptionError
 
@@ -62,21 +62,33 @@ class Data:
         task: a task by name, or a kind of task by the hub's name; None for whatever the model was made for.
         folder: local folder with one file per split; None for the hub.
         columns: in place of the task's own.
+        file: a single file of rows in place of a folder; a part of it is held back to judge by.
+        pooling: how an encoder without a head makes one vector of many: mean, cls, max or lasttoken.
+        dims: lengths of prefixes of an embedding that are embeddings, too (Matryoshka).
     """
 
     task: str | None = None
     folder: str | Path | None = None
     columns: Columns = Columns()
+    file: str | Path | None = None
+    pooling: str | None = None
+    dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         made_of("task", self.task, (str, type(None)))
         made_of("folder of the data", self.folder, (str, Path, type(None)))
         made_of("columns", self.columns, (Columns,))
+        made_of("file of the data", self.file, (str, Path, type(None)))
+        made_of("pooling", self.pooling, (str, type(None)))
+        for size in self.dims:
+            whole_number("dims", size, 1)
+        if self.file is not None and self.folder is not None:
+            raise OptionError("a folder of rows and a single file of rows were given; one of them is enough")
 
     @property
     def described(self) -> bool:
         """Whether it says anything, where it may be left out."""
-        return self.task is not None or self.columns.text is not None or self.folder is not None
+        return any(each is not None for each in (self.task, self.columns.text, self.folder, self.file))
 
     def describe(self, known: Mapping[str, Task], kinds: Collection[str]) -> Task:
         """A known task by name, or any of a kind; with the columns that are given in place of the usual ones.
@@ -116,13 +128,14 @@ class Data:
 
     def source(self, task: Task) -> Source:
         """Where the rows of a task come from. Raises DataError when nothing says so."""
-        if self.folder is None and not task.hub:
+        if self.folder is None and self.file is None and not task.hub:
             raise DataError("say where the rows are: give a local folder", option="data")
         return Source(
             folder=None if self.folder is None else Path(self.folder),
             subfolder=task.name,
             hub=task.hub,
             hub_config=task.hub_config,
+            file=None if self.file is None else Path(self.file),
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from faster_pruner.errors import OutputError
 from faster_pruner.host.marks import is_our_file, strangers
@@ -177,6 +179,22 @@ def check_file(file: Path, *, parent_exists: bool = False) -> None:
         _check_parent(file, target)
     except OSError as error:
         raise OutputError(f"output {str(file)!r} cannot be written: {_why(error)}") from error
+
+
+def check_json(file: Path, entries: Set[str]) -> None:
+    """Before any work: a JSON file may be written, and replaces only one with the same entries. Raises OutputError."""
+    check_file(file, parent_exists=True)
+    if not file.exists():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not entries <= cast("dict[str, object]", found).keys():
+        raise OutputError(
+            f"{str(file)!r} is there already, and holds no figures of an earlier run; it is not replaced: choose "
+            "another name, or move it away"
+        )
 
 
 def check_exports(files: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from faster_pruner.costs.budget import Bound, Budget, bounds_of
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
-from faster_pruner.errors import OptionError, UnsupportedModelError
+from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
@@ -24,7 +24,7 @@ from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, select, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
 from faster_pruner.model.network import Network
-from faster_pruner.model.passes import PassSetting, device_of, inference, tensors_in
+from faster_pruner.model.passes import PassSetting, called, device_of, inference, tensors_in
 from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
@@ -211,9 +211,9 @@ def _precision(model: nn.Module, options: CalibrationOptions, batch: Batch) -> P
         return chosen
     try:
         with inference(model), forward_in(chosen, device):
-            tensors = tensors_in(model(**batch.inputs))
+            tensors = tensors_in(called(model, batch.inputs))
         reason = "" if all(bool(tensor.isfinite().all()) for tensor in tensors) else "its values are not finite"
-    except RuntimeError as error:
+    except (DataError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     if reason and options.precision != "auto":
         raise OptionError(f"the model does not run in {chosen}: {reason}; choose float32", option="precision")
@@ -239,6 +239,11 @@ def _batches(
         found.append(replace(batch, differentiated=tokens is None or seen < tokens))
         seen += _positions(batch)
     return found
+
+
+def _tokens(mask: str, batch: Batch) -> int:
+    """Real tokens of a batch by a mask that some batches may lack, as they have no padding."""
+    return int(batch.inputs[mask].bool().sum()) if mask in batch.inputs else _positions(batch)
 
 
 def _positions(batch: Batch) -> int:
@@ -269,5 +274,5 @@ def _lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: R
         if stack.name in reading.tokens:
             found[stack.name] = float(reading.tokens[stack.name])
         else:
-            found[stack.name] = sum(int(batch.inputs[stack.mask].bool().sum()) for batch in batches) / rows
+            found[stack.name] = sum(_tokens(stack.mask, batch) for batch in batches) / rows
     return found

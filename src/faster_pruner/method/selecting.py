@@ -68,7 +68,14 @@ def sizes_allowed(sublayers: Sequence[Sublayer], budget: Budget, method: Method)
             # a bucket that is a multiple of what was asked to be rounded to
             multiple[s.name] = math.ceil(bucket / multiple[s.name]) * multiple[s.name]
     stock = budget.allocation == "stock"
-    least = {s.name: s.units if stock and not s.spec.stock else s.spec.least for s in sublayers}
+    if stock and not any(s.spec.stock for s in sublayers):
+        raise BudgetError(
+            "no config field of this model says how large a sublayer is, so the allocation 'stock' can remove nothing; "
+            "choose another one"
+        )
+    # no stock class builds a sublayer without a unit
+    fewest = {s.name: max(1, s.spec.least) if s.spec.stock else s.units for s in sublayers}
+    least = fewest if stock else {s.name: s.spec.least for s in sublayers}
     return Sizes(multiple=multiple, least=least, uniform=budget.allocation in ("uniform", "stock"))
 
 

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from faster_pruner.data.batches import Batch
+from faster_pruner.errors import NumericalError
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.network import Network
+from faster_pruner.model.passes import called
 from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, real_tokens
 from faster_pruner.model.spec import Sublayer
@@ -218,6 +220,8 @@ def take_statistics(
         progress: told after each batch.
 
     Raises:
+        DataError: the model cannot be run on a batch, or labels do not fit its predictions.
+        NumericalError: it predicts NaN or infinity.
         OptionError: labels are needed and there are none.
     """
     model, sublayers, objective = network.model, network.sublayers, probe.objective
@@ -230,8 +234,18 @@ def take_statistics(
             for batch, of_batch in run:
                 collector.begin(batch, of_batch)
                 with forward_in(data.setting.precision, batch.rows.device):
-                    predictions = objective.readout(model(**batch.inputs), batch)
+                    predictions = objective.readout(called(model, batch.inputs), batch)
+                _check_finite(predictions.values)
                 if predictions.values.requires_grad:
                     predictions.values.backward(probe.cotangents.of(predictions).to(predictions.values.dtype))
     collector.finish()
     return Statistics(sublayers=collector.statistics, rows=collector.rows)
+
+
+def _check_finite(values: Tensor) -> None:
+    """Raise NumericalError for predictions that say nothing; minus infinity says that something is impossible."""
+    if bool((values.isnan() | values.isposinf()).any()):
+        raise NumericalError(
+            "the dense model predicts NaN or infinity on the calibration rows: its weights or inputs have such values, "
+            "or it overflows; mend them, or calibrate on other rows"
+        )

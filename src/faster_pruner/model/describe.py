@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.data.batches import MASK_KEY
-from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.errors import NumericalError, UnsupportedModelError
 from faster_pruner.model.detection.detect import detect
 from faster_pruner.model.detection.proof import proved
-from faster_pruner.model.passes import inference
+from faster_pruner.model.passes import called, inference, tensors_in
 from faster_pruner.model.spec import Family, Sublayer, resolve
 from faster_pruner.model.table import FAMILIES
 
@@ -59,7 +59,9 @@ def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
         inputs: a batch that it can be called with; of more than a few rows the first are taken.
 
     Raises:
-        UnsupportedModelError: nothing of it can be pruned, or it cannot be run on these inputs.
+        DataError: it cannot be run on these inputs.
+        NumericalError: it returns NaN.
+        UnsupportedModelError: nothing of it can be pruned.
     """
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
@@ -67,17 +69,17 @@ def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
         return Description(resolve(model, FAMILIES[model_type]), "table")
     few = _few_rows(inputs)
     with inference(model):
-        try:
-            model(**few)
-        except Exception as error:  # the model's own code, on inputs that it may not be made for
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be run on {', '.join(few)}: {_reason(error)}; prune it in memory on "
-                "batches of your own"
-            ) from error
+        returned = called(model, few)
         try:
             found = detect(model, few)
             family, dropped = proved(model, found.family, few)
         except UnsupportedModelError as error:
+            if any(bool(tensor.isnan().any()) for tensor in tensors_in(returned)):
+                # nothing is equal to it, so nothing can be proved
+                raise NumericalError(
+                    f"a {type(model).__name__} returns NaN on {', '.join(few)}: its weights or inputs have such "
+                    "values; mend them, then prune"
+                ) from error
             raise UnsupportedModelError(f"{error}; {_BY_HAND}") from error
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # the model's own code again, on copies of a row or with parts of it cut

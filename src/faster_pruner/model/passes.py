@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from faster_pruner.errors import DataError, FasterPrunerError
 from faster_pruner.host.spill import Shelf
 from faster_pruner.options import PrecisionName
 
 # Feed-forward layers may run over a row in pieces of this length; each piece would call every module again.
 _CHUNKS = "chunk_size_feed_forward"
+# Letters of what a model's code says that an error shows.
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,21 @@ def by_row(x: Tensor, rows: int) -> Tensor:
 
     Some models put all tokens into one dimension, others an image's windows into the first one.
     """
-    return x if x.ndim == 3 and x.shape[0] == rows else x.reshape(rows, -1, x.shape[-1])
+    return x if x.ndim == 3 and x.shape[0] == rows else x.reshape(rows, math.prod(x.shape[:-1]) // rows, x.shape[-1])
+
+
+def called(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """What a model returns. Raises DataError where its own code stumbles over what it is given."""
+    try:
+        return model(**inputs)
+    except (FasterPrunerError, torch.OutOfMemoryError):
+        raise
+    except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
+        reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+        unpadded = getattr(getattr(model, "config", None), "pad_token_id", 0) is None and "padding" in reason
+        hint = "; put a pad_token_id into its config" if unpadded else ""
+        raise DataError(f"a {type(model).__name__} cannot be run on {shapes}: {reason}{hint}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:

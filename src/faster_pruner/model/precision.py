@@ -5,16 +5,20 @@ Only forwards (and the backward that follows) are affected: sums, solves and the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from faster_pruner.options import PrecisionName
+
+# transformers' mark of modules and tensors that it need not initialise.
+_DONE = "_is_hf_initialized"
 
 
 class _AttentionInFloat32(TorchFunctionMode):
@@ -78,3 +82,42 @@ def forward_in(precision: PrecisionName, device: torch.device) -> Generator[None
             return
         with _AttentionInFloat32():
             yield
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in another dtype, as transformers opens it: what no file holds (rotary frequencies) keeps its own."""
+    own = copy.deepcopy(model)
+    kept = [(module, name, module.get_buffer(name)) for module in own.modules() for name in _computed(module)]
+    own.to(dtype)
+    for module, name, buffer in kept:
+        module.register_buffer(name, buffer, persistent=False)
+    return own
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy in float32, with what no file holds computed anew where it was rounded with the rest (`model.half()`).
+
+    A checkpoint of the model has it exact when it is opened.
+    """
+    own: Any = in_dtype(model, torch.float32)
+    rounded = {module for module in own.modules() if any(_rounded(module.get_buffer(n)) for n in _computed(module))}
+    for module in rounded:
+        module.float()
+    if rounded and hasattr(own, "initialize_weights"):
+        for module in own.modules():
+            setattr(module, _DONE, module not in rounded)
+        for tensor in own.state_dict(keep_vars=True).values():
+            setattr(tensor, _DONE, True)
+        own.initialize_weights()
+    return own
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Names of a module's buffers that are not saved."""
+    found = dict(module.named_buffers(recurse=False))
+    return [name for name in vars(module)["_non_persistent_buffers_set"] if name in found]
+
+
+def _rounded(tensor: Tensor) -> bool:
+    """Whether a tensor has less than float32."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize

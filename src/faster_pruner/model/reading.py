@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.gradients import Observation, gradients
-from faster_pruner.model.passes import by_row
+from faster_pruner.model.passes import by_row, called
 from faster_pruner.model.spec import Sublayer
 
 # Rows of the batch that the structure is found on.
@@ -107,6 +107,7 @@ def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, 
         values: what the backward starts from.
 
     Raises:
+        DataError: the model cannot be run on the batch.
         UnsupportedModelError: a sublayer runs more often in a forward than its stack says.
     """
     few = _varied_rows(batch)
@@ -154,7 +155,7 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values:
             seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
     with gradients(model, sublayers, report, arrived=arrived):
-        returned = model(**batch.inputs)
+        returned = called(model, batch.inputs)
         try:
             start = values(returned, batch)
         except (AttributeError, LookupError, TypeError) as error:

@@ -147,6 +147,7 @@ class Emptied(nn.Module):
         nn.Module.__init__(self)
         self.returns, self.inside, self.config = parts.returns, inside, config
         self.handed = {f.name: f.returned for f in parts.followers if 0 < f.returned < parts.returns}
+        self.names: tuple[str, ...] = ()
         if projection is not None:
             *folders, name = inside.split(".")
             holder: nn.Module = self
@@ -162,20 +163,23 @@ class Emptied(nn.Module):
         value = self.get_submodule(self.inside)(nothing) if self.inside else nothing
         if not self.returns:
             return value
-        # where weights are asked for by an argument, there is a value more
-        further: list[Any] = [None] * max(self.returns - 1, bool(kwargs.get("output_attentions")))
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        # only attention that is written out has weights to return; asked for by an argument, they may be a value more
+        asked = "output_attentions" in self.names and bool(given.get("output_attentions"))
+        further: list[Any] = [None] * max(self.returns - 1, asked)
         free = [place for place in range(len(further)) if place + 1 not in self.handed.values()]
-        if free and x.dim() == 3 and getattr(self.config, "_attn_implementation", None) == "eager":
-            # only attention that is written out has weights to return
+        if free and x.dim() == 3 and (asked or getattr(self.config, "_attn_implementation", None) == "eager"):
             further[free[0]] = x.new_zeros((x.shape[0], 0, x.shape[1], x.shape[1]))
         for name, place in self.handed.items():
-            further[place - 1] = kwargs.get(name)
+            further[place - 1] = given.get(name)
         return (value, *further)
 
     @staticmethod
     def in_place_of(stock: nn.Module, *args: Any) -> "Emptied":
         """One of the stock module's class, too: by that transformers finds the modules whose weights it collects."""
-        return _emptied_class(type(stock))(*args, config=getattr(stock, "config", None))
+        own = _emptied_class(type(stock))(*args, config=getattr(stock, "config", None))
+        own.names = tuple(inspect.signature(stock.forward).parameters)
+        return own
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # its class has no name that could be imported
@@ -186,13 +190,7 @@ class Emptied(nn.Module):
 @cache
 def _emptied_class(stock: type[nn.Module]) -> type[Emptied]:
     """Emptied, as a subclass of a stock module's class that shares nothing with it but that."""
-
-    class EmptiedStock(Emptied, stock):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            Emptied.__init__(self, *args, **kwargs)
-
-    EmptiedStock.__name__ = EmptiedStock.__qualname__ = Emptied.__name__
-    return EmptiedStock
+    return type(Emptied.__name__, (Emptied, stock), {})
 
 
 def _new_emptied(stock: type[nn.Module] | None) -> Emptied:
@@ -371,12 +369,10 @@ def _follow(module: nn.Module, follower: Follower, keep: Tensor, device: torch.d
 def _set_number(module: nn.Module, name: str, value: int) -> None:
     """Set an attribute; one of the config is set in a copy that is the module's own."""
     holder, _, field = name.rpartition(".")
-    if not holder:
-        setattr(module, name, value)
-        return
-    own = copy.copy(getattr(module, holder))
+    own = copy.copy(getattr(module, holder)) if holder else module
     setattr(own, field, value)
-    setattr(module, holder, own)
+    if holder:
+        setattr(module, holder, own)
 
 
 def _empty(model: nn.Module, parts: Parts) -> None:
@@ -398,3 +394,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module in the place of another."""
     module.train(model.get_submodule(path).training)
     model.set_submodule(path, module)
+    for own in (model.get_submodule(path.rsplit(".", i)[0]) for i in range(path.count(".") + 1)):
+        if not hasattr(own, "_init_weights") and not vars(own)["_non_persistent_buffers_set"]:
+            # transformers' mark: its code that initialises some classes reaches inside, for what is not there any more
+            vars(own)["_is_hf_initialized"] = True

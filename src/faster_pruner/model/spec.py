@@ -271,6 +271,8 @@ def resolve(model: nn.Module, family: Family) -> list[Sublayer]:
     found: list[Sublayer] = []
     for stack in family.stacks:
         path = base_prefix(model) + stack.layers
+        if stack.config and not hasattr(getattr(model, "config", None), stack.config):
+            raise UnsupportedModelError(f"the config of {type(model).__name__} has no {stack.config!r}")
         try:
             layers = list(model.get_submodule(path).named_children())
         except AttributeError as error:
@@ -303,6 +305,8 @@ def _parts(layer: nn.Module, prefix: str, spec: SublayerSpec) -> Parts:
         found = attrgetter(spec.unit_size.attribute)(layer.get_submodule(spec.unit_size.module))
         size = int(found) if spec.unit_size.counts == "columns" else _divided(columns, int(found), spec.projection)
     units = _divided(columns, size, spec.projection)
+    for path in (spec.stream, spec.norm, spec.branch):
+        layer.get_submodule(path)
     return Parts(
         projection=prefix + spec.projection,
         units=units,

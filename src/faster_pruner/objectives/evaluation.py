@@ -13,8 +13,8 @@ from torch import nn
 
 from faster_pruner.data.batches import Batch, EncodedRows, pack
 from faster_pruner.errors import DataError
-from faster_pruner.model.passes import device_of, inference
-from faster_pruner.objectives.objective import ByRow, Objective, Predicted
+from faster_pruner.model.passes import called, device_of, inference
+from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted
 from faster_pruner.progress import Progress, Silent, counted
 from faster_pruner.results import Confidence, Evaluation
 
@@ -32,7 +32,7 @@ def predict(
 ) -> Predicted:
     """Predictions of a model, as in `gather`; of each batch only what the objective keeps stays in memory."""
     with inference(model):
-        return gather(lambda inputs: model(**inputs), objective, batches, context=context, progress=progress)
+        return gather(lambda inputs: called(model, inputs), objective, batches, context=context, progress=progress)
 
 
 def gather(
@@ -80,10 +80,26 @@ def predict_rows(
     return predict(model, objective, batches, context=rows.context, progress=progress)
 
 
-def evaluate(predicted: Predicted, objective: Objective, *, split: str, rows: int) -> Evaluation:
-    """Metrics of labelled predictions."""
-    assert predicted.labels is not None
-    metrics = objective.score(predicted)
+def evaluate(
+    predicted: Predicted, objective: Objective, *, split: str, rows: int, dense: Predicted | None = None
+) -> Evaluation:
+    """Metrics of predictions.
+
+    Args:
+        predicted: by the model that is judged.
+        objective: that has the metrics.
+        split: its name.
+        rows: how many it has.
+        dense: predictions of the dense model on the same rows, for metrics that compare with it.
+
+    Raises:
+        DataError: no metric can be computed of such rows.
+    """
+    metrics = objective.score(predicted, dense)
+    if not metrics:
+        raise DataError(
+            f"the rows of {split} have nothing to judge a model by: no labels, no scores, no dense model"
+        )
     return Evaluation(split=split, rows=rows, metrics=metrics, primary=next(iter(metrics)))
 
 
@@ -104,7 +120,10 @@ def confidence(
         DataError: the metric is defined on none of the samples.
     """
     chosen = objective.metrics[metric]
-    draw = _draws_of_counts(chosen, before, after) if isinstance(chosen, ByRow) else _draws(chosen, before, after)
+    if isinstance(chosen, ByRow):
+        draw = _draws_of_counts(chosen, before, after)
+    else:
+        draw = _draws_of_lines(chosen, before, after) if isinstance(chosen, OfRows) else _draws(chosen, before, after)
     generator = np.random.default_rng(_SEED)
     found: list[tuple[float, float, float]] = []
     with warnings.catch_warnings():
@@ -151,5 +170,18 @@ def _draws_of_counts(metric: ByRow, before: Predicted, after: Predicted) -> _Dra
     def draw(generator: np.random.Generator) -> tuple[float, float]:
         chosen = generator.integers(0, len(old), len(old))
         return metric.value(old[chosen].sum(axis=0)), metric.value(new[chosen].sum(axis=0))
+
+    return draw
+
+
+def _draws_of_lines(metric: OfRows, before: Predicted, after: Predicted) -> _Draw:
+    """Samples of a metric of a table: lines are drawn."""
+    old, new = metric.table(before, before), metric.table(after, before)
+    assert old is not None
+    assert new is not None
+
+    def draw(generator: np.random.Generator) -> tuple[float, float]:
+        chosen = generator.integers(0, len(old), len(old))
+        return metric.value(old[chosen]), metric.value(new[chosen])
 
     return draw

@@ -27,6 +27,8 @@ COLUMNS = (media.IMAGE, None, media.LABEL)
 _INPUT = "pixel_values"
 # Images that are open at the same time.
 _CHUNK = 32
+# The brightest shade of 8 bits.
+_WHITE = 255
 # Pillow's name of what a model of so many channels sees.
 _MODES = {1: "L", 3: "RGB"}
 
@@ -108,8 +110,22 @@ def _opened(rows: Rows, i: int, column: str, mode: str) -> Any:
             # Pillow's, of large images and of palettes
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(where) if isinstance(where, bytes) else where) as image:
+                _check_depth(image, rows.where(i))
                 return ImageOps.exif_transpose(image).convert(mode)
+    except DataError:
+        raise
     except Exception as error:  # damaged files raise what they like
         name = f"{len(where)} bytes" if isinstance(where, bytes) else repr(str(where))
         reason = "it is damaged, or no image" if isinstance(where, bytes) else " ".join(str(error).split())
         raise DataError(f"{rows.where(i)}: {name} cannot be opened as an image: {reason}") from error
+
+
+def _check_depth(image: Any, where: str) -> None:
+    """Raise DataError for shades beyond 255, all of which would become white."""
+    if image.mode.startswith(("I", "F")):
+        darkest, brightest = image.getextrema()
+        if darkest < 0 or brightest > _WHITE:
+            raise DataError(
+                f"{where}: the shades of this image go from {darkest:g} to {brightest:g}, and a model takes 0 to "
+                f"{_WHITE}; save it with 8 bits"
+            )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from faster_pruner.errors import DataError
 from faster_pruner.linalg.solve import solve_dtype
 
 # Up to this many classes the softmax Fisher is diagonalised per prediction; beyond, a cheaper exact factor is used.
@@ -43,7 +44,11 @@ class Categorical:
 
     def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
         """``p - onehot(label)``."""
-        return values.softmax(dim=-1) - functional.one_hot(labels.long(), values.shape[-1])
+        count = values.shape[-1]
+        classes = _fitting(labels, values[:, 0], f"one class index, 0 to {count - 1}, per prediction").long()
+        if not bool(((classes >= 0) & (classes < count)).all()):
+            raise DataError(f"a label is {_outside(classes, count)}; the model has the classes 0 to {count - 1}")
+        return values.softmax(dim=-1) - functional.one_hot(classes, count)
 
     def direction(self, values: Tensor, signs: Tensor) -> Tensor:
         """Covariance ``diag(p) - p p'``."""
@@ -67,7 +72,7 @@ class Bernoulli:
 
     def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
         """``p - label``."""
-        return values.sigmoid() - labels.float().view_as(values)
+        return values.sigmoid() - _fitting(labels, values, "0 or 1 for each of the classes").float()
 
     def direction(self, values: Tensor, signs: Tensor) -> Tensor:
         """Covariance ``diag(p (1 - p))``."""
@@ -80,9 +85,21 @@ class Gaussian:
 
     def gradient(self, values: Tensor, labels: Tensor) -> Tensor:
         """``2 (value - target)``, of the squared error itself."""
-        return 2 * (values - labels.float().view_as(values))
+        return 2 * (values - _fitting(labels, values, "one number per output").float())
 
     def direction(self, values: Tensor, signs: Tensor) -> Tensor:
         """Covariance I."""
         del values
         return signs
+
+
+def _fitting(labels: Tensor, like: Tensor, needed: str) -> Tensor:
+    """Labels in the shape of something [P] or [P, C]. Raises DataError where they are more or fewer."""
+    if labels.numel() != like.numel():
+        raise DataError(f"labels {list(labels.shape)} do not fit {like.shape[0]} predictions; needed is {needed}")
+    return labels.reshape(like.shape)
+
+
+def _outside(classes: Tensor, count: int) -> int:
+    """The first that is none of the classes."""
+    return int(classes[(classes < 0) | (classes >= count)][0])

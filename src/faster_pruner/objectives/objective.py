@@ -69,8 +69,25 @@ class ByRow:
     value: Callable[[np.ndarray], float]
 
 
-# A number from sums over rows; or from all predictions [P, k], as `Objective.keep` leaves them, and labels [P], [P, C].
-Metric = ByRow | Callable[[np.ndarray, np.ndarray], float]
+@dataclass(frozen=True)
+class OfRows:
+    """A metric of a table with a line for each row, or pair of rows: a mean, a correlation.
+
+    Attributes:
+        table: lines [R, k] from the predictions of a model and those of the dense model; None where the rows do not
+            allow for it (no pairs, no queries).
+        value: lines [n, k] -> the metric.
+        compares: whether the dense model's predictions have a part in it.
+    """
+
+    table: Callable[[Predicted, Predicted], np.ndarray | None]
+    value: Callable[[np.ndarray], float]
+    compares: bool = False
+
+
+# A number from sums over rows, or from a table of them; or from all predictions [P, k], as `Objective.keep` leaves
+# them, and labels [P] or [P, C].
+Metric = ByRow | OfRows | Callable[[np.ndarray, np.ndarray], float]
 
 
 def _values_alone(predictions: Predictions) -> Tensor:
@@ -90,6 +107,7 @@ class Objective:
         keep: what is kept of predictions until the metrics are computed, [P, k]; by default all of them.
         auto_class: name of transformers' auto class for such models; empty for none.
         pipeline_tag: the hub's name for the task; empty for none.
+        library: by which the hub says such models are opened.
     """
 
     name: str
@@ -100,6 +118,7 @@ class Objective:
     keep: Callable[[Predictions], Tensor] = _values_alone
     auto_class: str = ""
     pipeline_tag: str = ""
+    library: str = "transformers"
 
     def values(self, returned: Any, batch: Batch) -> Tensor:
         """[P, C]: the predictions alone."""
@@ -109,8 +128,10 @@ class Objective:
         """The same, with these metrics reported; as it is when there are none or it does not have all of them."""
         return replace(self, reported=names) if names and all(name in self.metrics for name in names) else self
 
-    def score(self, predicted: Predicted) -> dict[str, float]:
-        """The reported metrics of labelled predictions."""
+    def score(self, predicted: Predicted, dense: Predicted | None = None) -> dict[str, float]:
+        """The reported metrics of predictions; those that compare them with the dense model's only where these are
+        given.
+        """
         sums: dict[object, np.ndarray] = {}
         found: dict[str, float] = {}
         for name in self.reported or self.metrics:
@@ -119,6 +140,10 @@ class Objective:
                 if metric.counts not in sums:
                     sums[metric.counts] = metric.counts(predicted).sum(axis=0)
                 found[name] = metric.value(sums[metric.counts])
+            elif isinstance(metric, OfRows):
+                table = None if metric.compares and dense is None else metric.table(predicted, dense or predicted)
+                if table is not None:
+                    found[name] = metric.value(table)
             else:
                 assert predicted.labels is not None
                 found[name] = metric(predicted.values, predicted.labels)

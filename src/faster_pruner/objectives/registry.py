@@ -11,7 +11,8 @@ from faster_pruner.data.glue import GLUE
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of
-from faster_pruner.objectives import answering, audio, classification, image, language, tokens
+from faster_pruner.model.head import Head
+from faster_pruner.objectives import answering, audio, classification, embedding, image, language, tokens
 from faster_pruner.objectives.objective import Objective
 
 
@@ -56,6 +57,7 @@ class Kind:
         encode: from rows to what such a model takes.
         columns: usual names of the columns: the first or only input, the second one (None for none), the label.
         processor: what turns rows into inputs: "tokenizer", "image processor" or "feature extractor".
+        headed: of a model whose head is no part of its class (pooling), from that head; None elsewhere.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Kind:
     encode: Encode
     columns: tuple[str, str | None, str]
     processor: str = "tokenizer"
+    headed: Callable[[Head], Objective] | None = None
 
     def completed(self, task: Task) -> Task:
         """A task of this kind, with the usual columns where it names none."""
@@ -86,7 +89,8 @@ def kind_of(model: Any) -> Kind:
     name, config = type(model).__name__, getattr(model, "config", None)
     by_auto_class = {kind.auto_class: kind for kind in KINDS.values()}
     for auto in auto_classes_of(name, str(getattr(config, "model_type", ""))):
-        if auto in by_auto_class:
+        text = getattr(model, "main_input_name", "") == "input_ids"
+        if auto in by_auto_class and (text or by_auto_class[auto].headed is None):
             return by_auto_class[auto]
     known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in by_auto_class)
     raise UnsupportedModelError(
@@ -151,6 +155,14 @@ KINDS: dict[str, Kind] = {
             objective=language.objective_for,
             encode=language.encode,
             columns=language.COLUMNS,
+        ),
+        Kind(
+            name=embedding.TASK,
+            auto_class=embedding.AUTO_CLASS,
+            objective=embedding.without_head,
+            encode=embedding.encode,
+            columns=embedding.COLUMNS,
+            headed=embedding.objective_for,
         ),
         Kind(
             name=image.TASK,

@@ -142,6 +142,8 @@ def encode(
     encoded: Any = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit)
     # the first token of each word that has one
     firsts = [_first_tokens(encoded.word_ids(i)) for i in range(len(given))]
+    if not any(firsts):
+        raise DataError(f"no row has a word that the tokenizer makes a token of in column {task.text_column!r}")
     labels = None
     if labelled:
         classes = Classes.of(task, config)

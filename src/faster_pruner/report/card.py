@@ -85,10 +85,10 @@ def _front_matter(report: PruneReport, objective: Objective, licence: str | None
     ]
     data = ModelCardData(
         base_model=report.model,
-        library_name="transformers",
+        library_name=objective.library,
         pipeline_tag=objective.pipeline_tag or None,
         license=licence,
-        tags=["faster-pruner", "pruned"],
+        tags=["faster-pruner", "pruned", *([objective.library] if objective.library != "transformers" else [])],
         model_name=folder,
         eval_results=results or None,
     )

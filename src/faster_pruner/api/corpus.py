@@ -1,0 +1,60 @@
+"""Texts for what needs nothing but texts: from files, or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from faster_pruner.api.rows import describe
+from faster_pruner.checks import made_of, shown
+from faster_pruner.data.files import Rows
+from faster_pruner.data.sources import load_split, rows_of_file
+from faster_pruner.data.tasks import Data
+from faster_pruner.errors import OptionError
+from faster_pruner.objectives.encoding import check_texts, require_columns
+
+_USUAL = "text"
+_TRAIN_SPLITS = ("train", "training")
+
+
+def texts_of(given: Iterable[str] | Data | Sequence[Data]) -> list[str]:
+    """All texts of a corpus: given as they are, or the training rows' of one or several data.
+
+    Raises:
+        DataError: a file or a column is missing, or holds no texts.
+        OptionError: something else was given.
+    """
+    if isinstance(given, Data):
+        return _texts_in(given)
+    made_of("texts", given, (Iterable,))
+    parts: list[Any] = [] if isinstance(given, str) else list(given)
+    if not parts or not all(isinstance(each, str | Data) for each in parts):
+        raise OptionError(f"texts are {shown(given)}; they must be a list of texts, or a Data, or several of them")
+    found: list[str] = []
+    for each in parts:
+        found += _texts_in(each) if isinstance(each, Data) else [each]
+    check_texts(Rows([{_USUAL: text} for text in found], place="texts"), _USUAL, found)
+    return found
+
+
+def _texts_in(data: Data) -> list[str]:
+    """The texts of its training rows, or of all rows of a single file; of rows of words their words."""
+    task = describe(data)
+    source = data.source(task)
+    rows = load_split(source, _TRAIN_SPLITS) if source.file is None else rows_of_file(source.file, split="corpus")
+    columns = [task.text_column or _USUAL, *([task.pair_column] if task.pair_column else [])]
+    require_columns(rows, columns)
+    found: list[str] = []
+    for column in columns:
+        texts: list[Any] = [_joined(row[column]) for row in rows]
+        check_texts(rows, column, texts)
+        found += texts
+    return found
+
+
+def _joined(value: Any) -> Any:
+    """A text; words with spaces between them."""
+    if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in cast("list[Any]", value)):
+        return " ".join(cast("list[str]", value))
+    return value
+

@@ -1,0 +1,207 @@
+"""One vector per text: the embedding itself is what is kept, without labels.
+
+What a model returns for the tokens goes through a head (pooling, maybe a Dense layer, normalisation), which is that of
+the sentence-transformers folder. Two embeddings are compared by their cosine or their dot product; for the cosine the
+vector is normalised first, so that only changes along the unit sphere count. The likelihood is Gaussian.
+
+Of Matryoshka models shorter prefixes are embeddings, too: each, normalised by itself, is a part of the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from faster_pruner.data.batches import Batch, EncodedRows
+from faster_pruner.data.tasks import Task
+from faster_pruner.errors import DataError, UnsupportedModelError
+from faster_pruner.model.head import Head
+from faster_pruner.objectives.encoding import (
+    as_number,
+    as_rows,
+    check_texts,
+    encoded_texts,
+    require_columns,
+)
+from faster_pruner.objectives.likelihoods import Gaussian
+from faster_pruner.objectives.objective import Metric, Objective, OfRows, Predicted, Predictions
+
+TASK = "embedding"
+AUTO_CLASS = "AutoModel"
+COLUMNS = ("text", None, "")
+
+_PIPELINE_TAG = "sentence-similarity"
+# Neighbours that are compared, pairs of texts whose similarities are, and rows of a product at once.
+_NEAREST, _PAIRS, _BLOCK = 10, 10_000, 512
+
+
+def without_head(config: Any) -> Objective:
+    """There is no objective without a head. Raises UnsupportedModelError."""
+    raise UnsupportedModelError(
+        f"this model ({getattr(config, "model_type", "")}) returns a vector for every token, and nothing says how they "
+        "become one; give a folder of sentence-transformers, or a pooling, or from Python an objective of your own"
+    )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows that belong together: the texts 2 i and 2 i + 1 are the i-th pair.
+
+    Attributes:
+        scores: [N], how similar people found them.
+    """
+
+    scores: np.ndarray
+
+
+def objective_for(head: Head) -> Objective:
+    """The objective of an encoder with its head."""
+
+    def vectors(returned: Any, batch: Batch) -> Predictions:
+        whole = head(returned, batch.inputs)
+        return Predictions(
+            torch.cat([whole, *(head.compared(whole[:, :size]) for size in head.dims)], dim=-1), batch.rows
+        )
+
+    def keep(predictions: Predictions) -> Tensor:
+        """The whole vector, which comes first."""
+        return predictions.values[:, : predictions.values.shape[-1] - sum(head.dims)]
+
+    return Objective(
+        name=f"embedding ({head.similarity})",
+        readout=vectors,
+        likelihood=Gaussian(),
+        metrics=METRICS,
+        keep=keep,
+        auto_class=AUTO_CLASS,
+        pipeline_tag=_PIPELINE_TAG,
+        library="sentence-transformers",
+    )
+
+
+def _of_pairs(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
+    """[N, 2]: similarity of the texts of each pair, and what people said."""
+    del dense
+    if not isinstance(predicted.context, Pairs):
+        return None
+    similarity = (_unit(predicted.values[0::2]) * _unit(predicted.values[1::2])).sum(axis=1)
+    return np.stack([similarity, predicted.context.scores], axis=1)
+
+
+def _similarities(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
+    """[M, 2]: similarities of the same random pairs of texts in both models."""
+    count = len(predicted.values)
+    if count < 3:
+        return None
+    generator = np.random.default_rng(0)
+    one, other = generator.integers(0, count, (2, _PAIRS))
+    chosen = one != other
+    pairs = [(_unit(p.values)[one] * _unit(p.values)[other]).sum(axis=1)[chosen] for p in (predicted, dense)]
+    return np.stack(pairs, axis=1)
+
+
+def _neighbours(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
+    """[N, 1]: share of each text's nearest neighbours that it has in the dense model, too."""
+    nearest = min(_NEAREST, len(predicted.values) - 1)
+    if nearest < 1:
+        return None
+    mine, theirs = _nearest(predicted.values, nearest), _nearest(dense.values, nearest)
+    return np.array([[len(set(a) & set(b)) / nearest] for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
+
+
+def _nearest(values: np.ndarray, count: int) -> np.ndarray:
+    """[N, count]: the other texts with the largest cosine."""
+    unit, found = _unit(values), list[np.ndarray]()
+    for start in range(0, len(unit), _BLOCK):
+        similarity = unit[start : start + _BLOCK] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, start + rows] = -np.inf
+        found.append(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
+    return np.concatenate(found)
+
+
+def _cosines(predicted: Predicted, dense: Predicted) -> np.ndarray:
+    """[N, 1]: cosine of each text's embeddings in both models."""
+    return (_unit(predicted.values) * _unit(dense.values)).sum(axis=1, keepdims=True)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def _correlation(lines: np.ndarray) -> float:
+    """Spearman's correlation of two columns, in percent."""
+    if np.ptp(lines[:, 0]) == 0 or np.ptp(lines[:, 1]) == 0:
+        return 0.0
+    found: Any = spearmanr(lines[:, 0], lines[:, 1])
+    return 100 * float(found.statistic)
+
+
+def _mean(lines: np.ndarray) -> float:
+    return 100 * float(lines.mean())
+
+
+METRICS: dict[str, Metric] = {
+    "spearman": OfRows(_of_pairs, _correlation),
+    "neighbours": OfRows(_neighbours, _mean, compares=True),
+    "similarities": OfRows(_similarities, _correlation, compares=True),
+    "cosine": OfRows(_cosines, _mean, compares=True),
+}
+
+
+def encode(
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: Any,
+    limit: int,
+    labelled: bool = True,
+) -> EncodedRows:
+    """Tokenise texts; of pairs both, one after the other.
+
+    Args:
+        rows: as loaded; blank texts are left out where they are no part of a pair.
+        task: its columns of one text or two, and of the score of a pair, if any.
+        tokenizer: of the model.
+        config: not used.
+        limit: most tokens of a text.
+        labelled: read the scores of pairs.
+
+    Raises:
+        DataError: a missing column, no text, or a score that is no number.
+    """
+    del config
+    given = as_rows(rows)
+    columns = [task.text_column, *([task.pair_column] if task.pair_column else [])]
+    scored = bool(labelled and task.pair_column and task.label_column)
+    require_columns(given, [*columns, *([task.label_column] if scored else [])])
+    for column in columns:
+        check_texts(given, column, [row[column] for row in given])
+    if len(columns) == 1:
+        given = given.chosen([i for i, row in enumerate(given) if row[columns[0]].strip()])
+        if not given:
+            raise DataError(f"no row has any text in column {columns[0]!r}")
+    texts = [row[column] for row in given for column in columns]
+    encoded: Any = tokenizer(texts, truncation=True, max_length=limit)
+    several = given.chosen([i for i in range(len(given)) for _ in columns])
+    found = encoded_texts(several, encoded, tokenizer, task.text_column)
+    return replace(found, context=Pairs(_scores(given, task.label_column))) if scored else found
+
+
+def _scores(rows: Any, column: str) -> np.ndarray:
+    """[N]: the scores of pairs. Raises DataError."""
+    found = np.array([as_number(row[column]) for row in rows])
+    wrong = np.flatnonzero(np.isnan(found))
+    if wrong.size:
+        raise DataError(
+            f"{rows.where(int(wrong[0]))}: {rows[int(wrong[0])][column]!r} in column {column!r} is no score"
+        )
+    return found
