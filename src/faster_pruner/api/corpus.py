@@ -57,4 +57,3 @@ def _joined(value: Any) -> Any:
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in cast("list[Any]", value)):
         return " ".join(cast("list[str]", value))
     return value
-

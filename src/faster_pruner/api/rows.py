@@ -51,7 +51,8 @@ def encoded(
         # what the data themselves call their classes
         own = replace(own, label_names=tuple(name.lower() for name in rows.class_names.get(own.label_column, ())))
     if kind.headed is not None and opened.head is not None:
-        limit = min(limit, opened.head.longest or limit)
+        # newer folders state it as their tokenizer's
+        limit = min(limit, opened.head.longest or getattr(opened.processor, "model_max_length", limit))
         rows = _with_prompt(rows, [own.text_column, own.pair_column], opened.head.prompt)
     return kind.encode(rows, own, opened.processor, config=config, limit=limit, labelled=labelled)
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class _Before:
     """A checkpoint before anything is changed in it.
 
     Attributes:
+        place: where it was opened.
         opened: model, tokenizer and head.
         tokens: its tensors with an entry per token.
         choice: the tokens that stay.
@@ -88,6 +89,7 @@ class _Before:
         returned: by batch of texts, what the model returns for them.
     """
 
+    place: str
     opened: Opened
     tokens: TokenTensors
     choice: Choice
@@ -139,12 +141,11 @@ def prune_vocabulary(
         opened = open_checkpoint(place, device=device)
     with clock.stage("vocabulary"):
         before = _chosen(place, opened, corpus)
-        report = _report(place, before, corpus)
+        report = _report(before, corpus)
     target.check_space(folder=report.bytes_before + before.companions.bytes)
     select_tokens(opened.model, before.tokens, before.choice.kept)
     with _folder(target) as staging, clock.stage("save and verify"):
-        result = _saved(staging, place, before, corpus, report, clock)
-    return result
+        return _saved(staging, before, corpus, report, clock)
 
 
 def _split(texts: list[str], share: float, seed: int) -> _Corpus:
@@ -167,25 +168,19 @@ def _chosen(place: str, opened: Opened, corpus: _Corpus) -> _Before:
     companions, left_out = smaller(files, choice)
     compared = [text for text in corpus.voting if text.strip()][:_COMPARED]
     groups = [compared[i : i + _AT_ONCE] for i in range(0, len(compared), _AT_ONCE)]
-    return _Before(
-        opened,
-        tokens,
-        choice,
-        companions,
-        left_out,
-        [(group, _returned(opened.model, tokenizer, group)[1]) for group in groups],
-    )
+    returned = [(group, _returned(opened.model, tokenizer, group)) for group in groups]
+    return _Before(place, opened, tokens, choice, companions, left_out, returned)
 
 
-def _report(place: str, before: _Before, corpus: _Corpus) -> VocabularyReport:
+def _report(before: _Before, corpus: _Corpus) -> VocabularyReport:
     """What is known before anything is changed."""
     model, choice = before.opened.model, before.choice
-    own = weight_bytes(Path(place)) if Path(place).is_dir() else 0
+    own = weight_bytes(Path(before.place)) if Path(before.place).is_dir() else 0
     shapes = {name: list(model.state_dict(keep_vars=True)[name].shape) for name in before.tokens.places}
     for name, dimension in before.tokens.places.items():
         shapes[name][dimension] = len(choice.kept)
     return VocabularyReport(
-        model=public_name(place),
+        model=public_name(before.place),
         algorithm=choice.before.algorithm,
         tokens_before=len(choice.before.tokens),
         tokens=len(choice.after.tokens),
@@ -215,7 +210,7 @@ def _folder(target: Output) -> Generator[Path]:
 
 
 def _saved(
-    staging: Path, place: str, before: _Before, corpus: _Corpus, report: VocabularyReport, clock: StageClock
+    staging: Path, before: _Before, corpus: _Corpus, report: VocabularyReport, clock: StageClock
 ) -> VocabularyResult:
     """Write, reopen, verify, and say so in the report. Raises OutputError, VerificationError."""
     opened = before.opened
@@ -229,8 +224,8 @@ def _saved(
     tokenizer: Any = open_processor(str(staging), reopened)
     if not same_tokens(before.choice, whole_tokenizer(tokenizer), corpus.voting):
         raise VerificationError(
-            "the saved tokenizer, as transformers opens it, gives other tokens than the one before; nothing was written. "
-            "Please report this"
+            "the saved tokenizer, as transformers opens it, gives other tokens than the one before; nothing was "
+            "written. Please report this"
         )
     report = replace(
         report,
@@ -238,7 +233,7 @@ def _saved(
         bytes=weight_bytes(staging),
         seconds=clock.seconds,
     )
-    _write_report(staging, place, report)
+    _write_report(staging, before.place, report)
     return VocabularyResult(reopened, tokenizer, report)
 
 
@@ -248,18 +243,16 @@ def _write_report(staging: Path, place: str, report: VocabularyReport) -> None:
         if (Path(place) / name).is_file() and not (staging / name).exists():
             shutil.copyfile(Path(place) / name, staging / name)
     earlier: Any = {}
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         earlier = json.loads((Path(place) / RESULT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        pass
     known: dict[str, Any] = earlier if isinstance(earlier, dict) and FILES in earlier else {}
     files = sorted({*names_in(staging), RESULT_FILE})
     found = {**known, VOCABULARY: report.to_json(), FILES: files}
     (staging / RESULT_FILE).write_text(strict_json(found), encoding="utf-8")
 
 
-def _returned(model: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
-    """Ids of texts, cut short, and everything that a model returns for them.
+def _returned(model: Any, tokenizer: Any, texts: list[str]) -> list[Tensor]:
+    """Everything that a model returns for texts, which are cut short.
 
     Raises:
         UnsupportedModelError: it cannot be run on texts alone.
@@ -267,7 +260,6 @@ def _returned(model: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, lis
     limit = min(_TOKENS, longest_row(model))
     padded = tokenizer.pad_token_id is not None
     with_padding = {"padding": True, "padding_side": "right"} if padded else {}
-    ids: list[Tensor] = []
     found: list[Tensor] = []
     # without padding one text is one batch
     for group in [texts] if padded else [[text] for text in texts]:
@@ -275,7 +267,6 @@ def _returned(model: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, lis
         inputs = {key: encoded[key].to(model.device) for key in input_names(model) if key in encoded}
         if model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters:
             inputs["decoder_input_ids"] = inputs["input_ids"]
-        ids.append(inputs["input_ids"].flatten())
         try:
             with inference(model):
                 found += tensors_in(model(**inputs))
@@ -284,7 +275,7 @@ def _returned(model: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, lis
                 f"a {type(model).__name__} cannot be run on texts alone ({error}); only vocabularies of models of text "
                 "are pruned"
             ) from error
-    return torch.cat(ids).cpu(), found
+    return found
 
 
 def _compare(before: _Before, reopened: Any, tokenizer: Any, texts: int) -> str:
@@ -292,7 +283,7 @@ def _compare(before: _Before, reopened: Any, tokenizer: Any, texts: int) -> str:
     kept = torch.tensor(before.choice.kept, device=device_of(reopened))
     largest = 0.0
     for group, earlier in before.returned:
-        for one, other in zip(earlier, _returned(reopened, tokenizer, group)[1], strict=True):
+        for one, other in zip(earlier, _returned(reopened, tokenizer, group), strict=True):
             if one.shape == other.shape:
                 same = torch.equal(one, other)
             else:

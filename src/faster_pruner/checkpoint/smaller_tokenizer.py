@@ -116,8 +116,10 @@ def _tokenizer_config(content: bytes, document: Document, ids: Mapping[int, int]
     listed: Any = settings.get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return content
-    entries = cast("dict[str, Any]", listed)
-    own = {str(document.added.get(str(entry.get("content")), ids.get(int(i), i))): entry for i, entry in entries.items()}
+    own = {
+        str(document.added.get(str(entry.get("content")), ids.get(int(i), i))): entry
+        for i, entry in cast("dict[str, Any]", listed).items()
+    }
     return _written({**settings, "added_tokens_decoder": own})
 
 

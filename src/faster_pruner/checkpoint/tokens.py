@@ -61,7 +61,8 @@ def token_tensors(model: Any) -> TokenTensors:
                 f"{name} of a {type(model).__name__} is {list(shape)} for {words} tokens and {list(after[name])} for "
                 "one more; only vocabularies with one row or column per token can be pruned"
             )
-        places |= {name: i for i in grown}
+        if grown:
+            places[name] = grown[0]
     if not places:
         raise UnsupportedModelError(f"nothing in a {type(model).__name__} depends on its vocab_size of {words}")
     return TokenTensors(words, places)

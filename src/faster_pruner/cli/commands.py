@@ -146,7 +146,7 @@ def vocabulary(
     running: RunOptions,
     overwrite: Overwrite = False,
 ) -> None:
-    """Keep the tokens of MODEL that a corpus uses, and what every other text needs: smaller embeddings, same results."""
+    """Keep the tokens of MODEL that a corpus uses, and what other texts need: smaller embeddings, same results."""
     from faster_pruner.api.vocabulary import prune_vocabulary
     from faster_pruner.report import print_vocabulary
 

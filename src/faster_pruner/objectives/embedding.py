@@ -45,7 +45,7 @@ _NEAREST, _PAIRS, _BLOCK = 10, 10_000, 512
 def without_head(config: Any) -> Objective:
     """There is no objective without a head. Raises UnsupportedModelError."""
     raise UnsupportedModelError(
-        f"this model ({getattr(config, "model_type", "")}) returns a vector for every token, and nothing says how they "
+        f"this {getattr(config, 'model_type', 'model')} gives a vector for every token, and nothing says how they "
         "become one; give a folder of sentence-transformers, or a pooling, or from Python an objective of your own"
     )
 

@@ -97,9 +97,7 @@ def evaluate(
     """
     metrics = objective.score(predicted, dense)
     if not metrics:
-        raise DataError(
-            f"the rows of {split} have nothing to judge a model by: no labels, no scores, no dense model"
-        )
+        raise DataError(f"the rows of {split} have nothing to judge a model by: no labels, no scores, no dense model")
     return Evaluation(split=split, rows=rows, metrics=metrics, primary=next(iter(metrics)))
 
 

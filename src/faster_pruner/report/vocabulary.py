@@ -21,11 +21,10 @@ def print_vocabulary(report: VocabularyReport, console: Console) -> None:
     sizes = [f"{size / 1e6:.1f} MB" for size in (report.bytes_before, report.bytes)]
     table.add_row("weights file", *sizes, f"{report.bytes / max(1, report.bytes_before):.1%}")
     console.print(table)
-    if report.held_out is not None:
+    if (unseen := report.held_out) is not None:
         console.print(
-            f"of {report.held_out.texts} other texts: {_share(report.held_out.affected_words, report.held_out.words)} of "
-            f"the words are in smaller pieces or unknown, in "
-            f"{_share(report.held_out.affected_texts, report.held_out.texts)} of the texts"
+            f"of {unseen.texts} texts that had no say: {_share(unseen.affected_words, unseen.words)} of the words are "
+            f"in smaller pieces or unknown, in {_share(unseen.affected_texts, unseen.texts)} of the texts"
         )
     for name in report.left_out:
         console.print(Text.assemble(("note", "yellow"), f": {name} is left out; tokenizer.json holds the vocabulary"))

@@ -1,1 +1,1 @@
-"""Vocabularies of tokenizers: which tokens a corpus uses, what the algorithm needs beside them, and a tokenizer of those."""
+"""Vocabularies of tokenizers: which tokens a corpus uses, what the algorithm needs beside them."""

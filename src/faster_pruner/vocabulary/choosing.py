@@ -1,4 +1,4 @@
-"""Which tokens stay: those that a corpus uses and all that they need; proved on the corpus before anything is made of it."""
+"""Which tokens stay: those that a corpus uses and all that they need, proved on the corpus."""
 
 from __future__ import annotations
 
