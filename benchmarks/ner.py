@@ -111,7 +111,7 @@ def run(seeds: list[int]) -> None:
     write_result("ner", {**found, "shape": SHAPE, "speed_up": speed_up})
 
 
-def held_out(seeds: list[int], share: float) -> None:
+def held_out(seeds: list[int], share: float, counts: list[int]) -> None:
     """Print scores on training rows outside the calibration set: what settings are judged by, if at all."""
     opened, subject = open_entities()
     task, method = describe(DATA), PRESETS["default"]
@@ -120,7 +120,7 @@ def held_out(seeds: list[int], share: float) -> None:
         order = sample(train, len(train), seed)
         rest = encoded(order[-HELD_OUT:], task, opened, LONGEST)
         print(seed, "dense", scores(opened.model, subject, rest), flush=True)
-        for count in (2048, len(train) - HELD_OUT):
+        for count in counts:
             options = CalibrationOptions(rows=count, seed=seed)
             rows = encoded(order[:count], task, opened, options.max_length, labelled=False)
             moments = {
@@ -159,11 +159,12 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--macs", type=float, default=0.3, help="with --held-out")
+    parser.add_argument("--rows", default="2048,4408", help="with --held-out")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     torch.manual_seed(0)
     if arguments.held_out:
-        held_out(seeds, arguments.macs)
+        held_out(seeds, arguments.macs, [int(count) for count in arguments.rows.split(",")])
         return
     if not arguments.show:
         run(seeds)
