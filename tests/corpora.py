@@ -12,7 +12,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-_LATIN, _CYRILLIC = "ba de fi go ku la me no pi ru sta tre".split(), "ба де фи го ку ла ме но пи ру ста тре".split()
+_LATIN, _CYRILLIC = (
+    ("ba", "de", "fi", "go", "ku", "la", "me", "no", "pi", "ru", "sta", "tre"),
+    ("ба", "де", "фи", "го", "ку", "ла", "ме", "но", "пи", "ру", "ста", "тре"),
+)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
