@@ -293,9 +293,12 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
     dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    (tmp_path / "rows").mkdir()
     texts = list(sentences("latin")[:10])
     wrong: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ("one text", {}, OptionError, "must be a list of texts"),
+        (Data(file=tmp_path / "dense" / "none.txt"), {"output": tmp_path / "x"}, DataError, "there is no file"),
+        (Data(folder=tmp_path / "rows"), {"output": tmp_path / "rows"}, OutputError, "whose rows are read"),
         ([], {}, OptionError, "must be a list of texts"),
         ([3], {}, OptionError, "must be a list of texts"),
         (5, {}, OptionError, "must be Iterable"),
@@ -312,7 +315,7 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path: Path) -> N
         with pytest.raises(error, match=message) as caught:
             prune_vocabulary(dense, given, **{"output": tmp_path / "small", **options})
         assert "\n" not in str(caught.value)
-    assert [place.name for place in tmp_path.iterdir()] == ["dense"]
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["dense", "rows"]
 
 
 def test_slow_tokenizers_are_refused(tmp_path: Path) -> None:

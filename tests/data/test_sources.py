@@ -41,6 +41,17 @@ def test_local_files_of_every_kind(tmp_path: Path, suffix: str, subfolder: str) 
     assert load_split(Source(folder=tmp_path, subfolder="sst2"), ("train",)) == wanted
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_text_file_has_a_text_per_line(tmp_path: Path, zipped: bool) -> None:
+    text = '\ufeffone, two\r\n\r\n \t\n  three "four\n\u00e9 five'.encode()
+    file = tmp_path / ("train.txt.gz" if zipped else "train.txt")
+    file.write_bytes(gzip.compress(text) if zipped else text)
+    wanted = [{"text": "one, two"}, {"text": '  three "four'}, {"text": "\u00e9 five"}]
+    assert load_split(Source(folder=tmp_path), ("train",)) == wanted
+    both = [load_split(Source(file=file), (split,)) for split in ("train", "validation")]
+    assert sorted(row["text"] for rows in both for row in rows) == sorted(row["text"] for row in wanted)
+
+
 def test_the_first_name_that_is_there_wins(tmp_path: Path) -> None:
     write(tmp_path / "dev.jsonl", "jsonl")
     (tmp_path / "test.jsonl").write_text('{"text": "other", "label": 0}\n')

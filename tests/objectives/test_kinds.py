@@ -29,6 +29,8 @@ def test_the_class_decides(family: str, auto: Any, name: str) -> None:
 def test_every_kind_is_named_as_its_objective_is() -> None:
     model = tiny.make_model()
     for name, kind in KINDS.items():
+        if kind.headed is not None:
+            continue
         objective = kind.objective(model.config)
         assert (
             name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from faster_pruner.api.rows import describe
@@ -26,8 +27,7 @@ def texts_of(given: Iterable[str] | Data | Sequence[Data]) -> list[str]:
     """
     if isinstance(given, Data):
         return _texts_in(given)
-    made_of("texts", given, (Iterable,))
-    parts: list[Any] = [] if isinstance(given, str) else list(given)
+    parts: list[Any] = list(given)
     if not parts or not all(isinstance(each, str | Data) for each in parts):
         raise OptionError(f"texts are {shown(given)}; they must be a list of texts, or a Data, or several of them")
     found: list[str] = []
@@ -35,6 +35,12 @@ def texts_of(given: Iterable[str] | Data | Sequence[Data]) -> list[str]:
         found += _texts_in(each) if isinstance(each, Data) else [each]
     check_texts(Rows([{_USUAL: text} for text in found], place="texts"), _USUAL, found)
     return found
+
+
+def places_of(given: Data | Sequence[Any]) -> list[str | Path | None]:
+    """Where the texts are read from: folders and files, None for what is given as it is."""
+    parts: Sequence[Any] = [given] if isinstance(given, Data) else given
+    return list(dict.fromkeys(each.folder or each.file if isinstance(each, Data) else None for each in parts)) or [None]
 
 
 def _texts_in(data: Data) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from faster_pruner.api.corpus import texts_of
+from faster_pruner.api.corpus import places_of, texts_of
 from faster_pruner.api.outcome import MASKS_FILE, stored_bytes
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.companions import Companions, read_companions
@@ -28,7 +28,7 @@ from faster_pruner.checkpoint.sentence import MODULES, write_head
 from faster_pruner.checkpoint.sizes import is_pruned
 from faster_pruner.checkpoint.smaller_tokenizer import smaller, tokenizer_files, whole_tokenizer
 from faster_pruner.checkpoint.tokens import TokenTensors, named_ids, select_tokens, token_tensors
-from faster_pruner.checks import at_least, whole_number
+from faster_pruner.checks import LARGEST_SEED, at_least, made_of, whole_number
 from faster_pruner.data.tasks import Data
 from faster_pruner.errors import OptionError, UnsupportedModelError, VerificationError
 from faster_pruner.host.devices import environment
@@ -130,10 +130,14 @@ def prune_vocabulary(
     at_least("held_out", held_out, 0.0)
     if held_out >= 1:
         raise OptionError(f"held_out is {held_out:g}; it must be below 1: the other texts say which tokens stay")
-    whole_number("seed", seed, 0)
+    whole_number("seed", seed, 0, LARGEST_SEED)
     if target.statistics_path is not None:
         raise OptionError("a vocabulary is pruned without statistics; leave out the folder for them")
-    target.check(reads=[place])
+    if not isinstance(texts, Data):
+        made_of("texts", texts, (Iterable,))
+        texts = list[Any](texts)
+    for rows in places_of(texts):
+        target.check(reads=[place], rows=rows)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
@@ -176,9 +180,6 @@ def _report(before: _Before, corpus: _Corpus) -> VocabularyReport:
     """What is known before anything is changed."""
     model, choice = before.opened.model, before.choice
     own = weight_bytes(Path(before.place)) if Path(before.place).is_dir() else 0
-    shapes = {name: list(model.state_dict(keep_vars=True)[name].shape) for name in before.tokens.places}
-    for name, dimension in before.tokens.places.items():
-        shapes[name][dimension] = len(choice.kept)
     return VocabularyReport(
         model=public_name(before.place),
         algorithm=choice.before.algorithm,
@@ -192,7 +193,7 @@ def _report(before: _Before, corpus: _Corpus) -> VocabularyReport:
         held_out=affected(choice, corpus.held_out) if corpus.held_out else None,
         bytes_before=own or stored_bytes(model, before.opened.dtype),
         bytes=0,
-        tensors=shapes,
+        tensors=before.tokens.shapes_with(len(choice.kept)),
         left_out=before.left_out,
         environment=environment(device_of(model)),
     )

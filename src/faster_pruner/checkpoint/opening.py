@@ -36,7 +36,7 @@ from faster_pruner.checkpoint.sentence import head_of, is_sentence_transformer, 
 from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
-from faster_pruner.model.classes import stock_class
+from faster_pruner.model.classes import auto_classes_of, stock_class
 from faster_pruner.model.describe import Description, describe, family_of_all
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
@@ -56,6 +56,8 @@ _NOT_READ = (
     # an old name that transformers writes nowhere and cannot read
     "use_return_dict",
 )
+# The auto class of models without a head of their own.
+_BARE = "AutoModel"
 # What a model is looked at on.
 _ROWS_TO_LOOK_AT, _TOKENS_TO_LOOK_AT = 3, 10
 # Names that an error message lists.
@@ -163,7 +165,9 @@ def open_checkpoint(
     """
     opened, where = open_model(place, device=device), as_place(place)
     processor = open_processor(where, opened.model)
-    head = None
+    head, kind = None, str(getattr(opened.model.config, "model_type", ""))
+    if _BARE not in auto_classes_of(type(opened.model).__name__, kind):
+        return Opened(opened.model, opened.dtype, opened.known, processor)
     if is_sentence_transformer(where):
         head = read_head(where, dims=dims)
     elif pooling is not None:

@@ -30,10 +30,19 @@ class TokenTensors:
     Attributes:
         rows: of the embeddings.
         places: by the name of a parameter or buffer, its dimension with one entry per token.
+        shapes: of the same.
     """
 
     rows: int
     places: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def shapes_with(self, rows: int) -> dict[str, list[int]]:
+        """Shapes with another number of tokens."""
+        return {
+            name: [rows if i == self.places[name] else size for i, size in enumerate(shape)]
+            for name, shape in self.shapes.items()
+        }
 
 
 def token_tensors(model: Any) -> TokenTensors:
@@ -65,7 +74,7 @@ def token_tensors(model: Any) -> TokenTensors:
             places[name] = grown[0]
     if not places:
         raise UnsupportedModelError(f"nothing in a {type(model).__name__} depends on its vocab_size of {words}")
-    return TokenTensors(words, places)
+    return TokenTensors(words, places, {name: before[name] for name in places})
 
 
 def _shapes(model: nn.Module, words: int) -> dict[str, tuple[int, ...]]:
