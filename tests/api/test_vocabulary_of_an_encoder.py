@@ -22,8 +22,8 @@ def test_all_minilm_on_docstrings(tmp_path: Path) -> None:
     report = result.report
     assert report.algorithm == "WordPiece"
     assert report.bytes_before - report.bytes == report.bytes_saved
-    # 384 numbers of four bytes for each token that is gone, a few bytes of the file's header aside
-    assert report.bytes_saved == pytest.approx(384 * 4 * (30522 - report.rows), abs=200)
+    # 384 numbers of four bytes for each token that is gone, and a buffer of positions that is in no file any more
+    assert report.bytes_saved == pytest.approx(384 * 4 * (30522 - report.rows), abs=5000)
     assert report.bytes_saved > 0.35 * report.bytes_before
     assert report.held_out is not None
     assert 0 < report.held_out.affected_words < 0.1 * report.held_out.words

@@ -109,7 +109,7 @@ def test_what_grows_with_the_vocabulary_is_found(config: PreTrainedConfig, auto:
 def test_ids_that_a_config_names_follow() -> None:
     config = LlamaConfig(**_SIZES, bos_token_id=2, eos_token_id=[3, 9])
     model: Any = AutoModelForCausalLM.from_config(config)
-    assert named_ids(model, 24) == {1, 2, 3, 9}
+    assert named_ids(model, token_tensors(model)) == {1, 2, 3, 9}
     select_tokens(model, token_tensors(model), [1, 2, 3, 5, 9])
     assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (0, 1, [2, 4])
     assert model.generation_config.eos_token_id == [2, 4]
@@ -117,9 +117,9 @@ def test_ids_that_a_config_names_follow() -> None:
 
 def test_positions_that_are_counted_from_padding_keep_all_below_it() -> None:
     model = AutoModel.from_config(RobertaConfig(**{**_SIZES, "pad_token_id": 5}, bos_token_id=0, eos_token_id=2))
-    assert named_ids(model, 24) == {0, 1, 2, 3, 4, 5}
+    assert named_ids(model, token_tensors(model)) == {0, 1, 2, 3, 4, 5}
     model = AutoModel.from_config(BertConfig(**{**_SIZES, "pad_token_id": 5}))
-    assert named_ids(model, 24) == {5}
+    assert named_ids(model, token_tensors(model)) == {5}
 
 
 def test_settings_in_files() -> None:

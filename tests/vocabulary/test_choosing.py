@@ -160,6 +160,24 @@ def test_merges_as_older_files_write_them() -> None:
     assert list(again.after.merges) == list(choice.after.merges)
 
 
+def test_words_that_are_tokens_without_merges_stay_whole() -> None:
+    """Llama 3's tokenizer takes whole words from the vocabulary, also such that no merges lead to."""
+    whole = dict(Document.of(train("BPE of bytes")).content)
+    word = "Ġ" + words("latin")[0]
+    vocabulary = {**whole["model"]["vocab"]}
+    vocabulary.setdefault(word, len(vocabulary))
+    merges = [pair for pair in whole["model"]["merges"] if "".join(pair) != word]
+    whole["model"] = {**whole["model"], "vocab": vocabulary, "merges": merges, "ignore_merges": True}
+    old = Document(whole)
+    assert word in old.tokenizer().encode(words("latin")[0]).tokens
+    choice = choose(old, sentences("latin"))
+    for text in sentences("latin"):
+        before, after = (each.tokenizer().encode(text) for each in (old, choice.after))
+        assert before.tokens == after.tokens
+    assert word in choice.after.tokens
+    assert choice.put_back == 0
+
+
 def test_unseen_texts_are_counted() -> None:
     choice = chosen("WordPiece")
     seen, unseen = sentences("latin")[0], "ба"

@@ -18,29 +18,34 @@ _USUAL = "text"
 _TRAIN_SPLITS = ("train", "training")
 
 
-def texts_of(given: Iterable[str] | Data | Sequence[Data]) -> list[str]:
-    """All texts of a corpus: given as they are, or the training rows' of one or several data.
+def as_corpus(given: Iterable[str] | Data | Sequence[Data]) -> list[str | Data]:
+    """What a corpus consists of, texts and data. Raises OptionError where something else was given."""
+    if isinstance(given, Data):
+        return [given]
+    made_of("texts", given, (Iterable,))
+    parts: list[Any] = [] if isinstance(given, str) else list(given)
+    if not parts or not all(isinstance(each, str | Data) for each in parts):
+        raise OptionError(f"texts are {shown(given)}; they must be a list of texts, or a Data, or several of them")
+    return parts
+
+
+def places_of(corpus: Sequence[str | Data]) -> list[Path]:
+    """Folders and files that it is read from."""
+    places = [each.folder or each.file for each in corpus if isinstance(each, Data)]
+    return [Path(place) for place in places if place is not None]
+
+
+def texts_of(corpus: Sequence[str | Data]) -> list[str]:
+    """All texts of a corpus: those that are given as they are, and of data the training rows' or a whole file's.
 
     Raises:
         DataError: a file or a column is missing, or holds no texts.
-        OptionError: something else was given.
     """
-    if isinstance(given, Data):
-        return _texts_in(given)
-    parts: list[Any] = list(given)
-    if not parts or not all(isinstance(each, str | Data) for each in parts):
-        raise OptionError(f"texts are {shown(given)}; they must be a list of texts, or a Data, or several of them")
     found: list[str] = []
-    for each in parts:
+    for each in corpus:
         found += _texts_in(each) if isinstance(each, Data) else [each]
     check_texts(Rows([{_USUAL: text} for text in found], place="texts"), _USUAL, found)
     return found
-
-
-def places_of(given: Data | Sequence[Any]) -> list[str | Path | None]:
-    """Where the texts are read from: folders and files, None for what is given as it is."""
-    parts: Sequence[Any] = [given] if isinstance(given, Data) else given
-    return list(dict.fromkeys(each.folder or each.file if isinstance(each, Data) else None for each in parts)) or [None]
 
 
 def _texts_in(data: Data) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from faster_pruner.api.corpus import places_of, texts_of
+from faster_pruner.api.corpus import as_corpus, places_of, texts_of
 from faster_pruner.api.outcome import MASKS_FILE, stored_bytes
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.companions import Companions, read_companions
@@ -28,7 +28,7 @@ from faster_pruner.checkpoint.sentence import MODULES, write_head
 from faster_pruner.checkpoint.sizes import is_pruned
 from faster_pruner.checkpoint.smaller_tokenizer import smaller, tokenizer_files, whole_tokenizer
 from faster_pruner.checkpoint.tokens import TokenTensors, named_ids, select_tokens, token_tensors
-from faster_pruner.checks import LARGEST_SEED, at_least, made_of, whole_number
+from faster_pruner.checks import LARGEST_SEED, at_least, whole_number
 from faster_pruner.data.tasks import Data
 from faster_pruner.errors import OptionError, UnsupportedModelError, VerificationError
 from faster_pruner.host.devices import environment
@@ -133,15 +133,13 @@ def prune_vocabulary(
     whole_number("seed", seed, 0, LARGEST_SEED)
     if target.statistics_path is not None:
         raise OptionError("a vocabulary is pruned without statistics; leave out the folder for them")
-    if not isinstance(texts, Data):
-        made_of("texts", texts, (Iterable,))
-        texts = list[Any](texts)
-    for rows in places_of(texts):
+    given = as_corpus(texts)
+    for rows in [None, *places_of(given)]:
         target.check(reads=[place], rows=rows)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        corpus = _split(texts_of(texts), held_out, seed)
+        corpus = _split(texts_of(given), held_out, seed)
         opened = open_checkpoint(place, device=device)
     with clock.stage("vocabulary"):
         before = _chosen(place, opened, corpus)
@@ -167,7 +165,7 @@ def _chosen(place: str, opened: Opened, corpus: _Corpus) -> _Before:
     tokenizer: Any = opened.processor
     tokens = token_tensors(opened.model)
     files = tokenizer_files(tokenizer, read_companions(place))
-    always = named_ids(opened.model, tokens.rows) | files.named() | set(tokenizer.all_special_ids)
+    always = named_ids(opened.model, tokens) | files.named() | set(tokenizer.all_special_ids)
     choice = choose(document, corpus.voting, always=always)
     companions, left_out = smaller(files, choice)
     compared = [text for text in corpus.voting if text.strip()][:_COMPARED]

@@ -192,7 +192,7 @@ def ids_in(settings: Mapping[str, Any]) -> set[int]:
     return found
 
 
-def named_ids(model: Any, rows: int) -> set[int]:
+def named_ids(model: Any, tokens: TokenTensors) -> set[int]:
     """Ids of tokens that a model's config names, as far as they have a row, and those that its code counts from.
 
     Where positions are counted from the id of padding (RoBERTa and its relatives), that id must stay what it is: so do
@@ -201,10 +201,10 @@ def named_ids(model: Any, rows: int) -> set[int]:
     found: set[int] = set()
     for each in [*_configs(model.config), getattr(model, "generation_config", None)]:
         found |= set[int]() if each is None else ids_in(vars(each))
-    embeddings = model.get_input_embeddings()
-    for module in model.modules():
+    tables = {name.rpartition(".")[0] for name in tokens.places}
+    for name, module in model.named_modules(remove_duplicate=False):
         padding = getattr(module, "padding_idx", None)
-        is_table = isinstance(module, nn.Embedding) and module.num_embeddings == embeddings.num_embeddings
-        if type(padding) is int and not is_table and not any(True for _ in module.children()):
+        # what has parts of its own only passes it on
+        if type(padding) is int and name not in tables and not any(True for _ in module.children()):
             found |= set(range(padding + 1))
-    return {i for i in found if 0 <= i < rows}
+    return {i for i in found if 0 <= i < tokens.rows}
