@@ -36,8 +36,9 @@ def test_a_constant_is_the_bias_whatever_it_is_given(bias: bool, dtype: torch.dt
         # memory of its own: the next module may write into it
         y.detach().add_(1.0)
     assert torch.equal(constant(torch.randn(1, 4))[0], expected)
-    # what is not in a file comes back as anything at all
-    assert list(constant.state_dict()) == (["bias"] if bias else ["zero"])
+    # in the place of the stock weight, with another shape: plain transformers cannot make one up
+    assert constant.weight.shape == (1,)
+    assert list(constant.state_dict()) == (["bias", "weight"] if bias else ["weight"])
 
 
 def test_nothing_has_no_column() -> None:
@@ -60,7 +61,7 @@ def test_an_emptied_branch_returns_the_shape_of_its_module(returns: int, inside:
         assert isinstance(found, tuple) == bool(returns)
         assert not returns or (len(found) == returns and all(each is None for each in found[1:]))
         assert value.shape == (2, 5, 3 if inside else 0)
-    assert list(emptied.state_dict()) == ([f"{inside}.bias"] if inside else [])
+    assert list(emptied.state_dict()) == ([f"{inside}.bias", f"{inside}.weight"] if inside else [])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

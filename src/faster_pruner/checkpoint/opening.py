@@ -41,7 +41,7 @@ from faster_pruner.model.describe import Description, describe, family_of_all
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
-from faster_pruner.model.shrink import without_layer_sizes
+from faster_pruner.model.shrink import Constant, without_layer_sizes
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.model.table import family_of
 
@@ -264,12 +264,20 @@ def _open_weights(
         raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     except RuntimeError as error:
         raise CheckpointError(f"{place!r}: the tensors do not fit {CONFIG} ({first_lines(error)})") from error
-    _check_loading(place, stock.__name__, info)
+    nothing = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Constant)]
+    _check_loading(place, stock.__name__, info, nothing)
     return model.eval(), sublayers
 
 
-def _check_loading(place: str, name: str, info: dict[str, Any]) -> None:
-    """Raise CheckpointError when tensors of the file and of the model are not the same ones."""
+def _check_loading(place: str, name: str, info: dict[str, Any], nothing: Collection[str]) -> None:
+    """Raise CheckpointError when tensors of the file and of the model are not the same ones.
+
+    Args:
+        place: of the checkpoint.
+        name: of its class.
+        info: what transformers says of the loading.
+        nothing: tensors that hold nothing, which folders of the first versions do not have.
+    """
     if info["mismatched_keys"]:
         key, there, here = min(info["mismatched_keys"])
         raise CheckpointError(
@@ -277,10 +285,9 @@ def _check_loading(place: str, name: str, info: dict[str, Any]) -> None:
             f"{CONFIG}{_and_more(info['mismatched_keys'], 1)}; a checkpoint that another tool has pruned is not "
             "supported"
         )
-    if info["missing_keys"]:
-        raise CheckpointError(
-            f"{place!r} lacks weights for {_listed(info['missing_keys'])}; give a fine-tuned {name} checkpoint"
-        )
+    lacking = {key for key in info["missing_keys"] if key not in nothing}
+    if lacking:
+        raise CheckpointError(f"{place!r} lacks weights for {_listed(lacking)}; give a fine-tuned {name} checkpoint")
     if info["unexpected_keys"]:
         raise CheckpointError(
             f"{place!r} has weights that a {name} of this {CONFIG} has no place for: "

@@ -77,6 +77,10 @@ class Reading:
         rule = self.rules[sublayer.name]
         if rule is Rule.OTHER:
             assert found is not None
+            if found[sublayer.name].shape != real.shape:
+                raise UnsupportedModelError(
+                    f"{sublayer.name} is given other tokens every time: the model draws numbers"
+                )
             return found[sublayer.name] & real
         return real if rule is Rule.EVERY else _by_rule(rule, real, batch)
 

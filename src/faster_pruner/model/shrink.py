@@ -115,13 +115,12 @@ class Constant(nn.Module):
         super().__init__()
         self.in_features, self.out_features = 0, width
         self.register_parameter("bias", bias)
-        if bias is None:
-            # saved with the weights: from_pretrained fills with anything what a file does not hold
-            self.register_buffer("zero", like.new_zeros(width))
+        # saved in the place of the stock weight: a class that has one of another shape cannot fill it with anything
+        self.register_buffer("weight", like.new_zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., any] -> [..., d]."""
-        value = self.get_buffer("zero") if self.bias is None else self.bias
+        value = self.get_buffer("weight").new_zeros(self.out_features) if self.bias is None else self.bias
         return value.expand(*x.shape[:-1], self.out_features).clone(memory_format=torch.contiguous_format)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.model.shrink import Block, Follower, Parts, Producer
+from faster_pruner.model.shrink import Block, Constant, Follower, Parts, Producer
 
 # Output features of a producer's block: an equal share of what the other blocks leave, divided among the units; as many
 # as the projection has columns; or an equal share of the rest that belongs to no unit.
@@ -235,7 +235,7 @@ class Sublayer:
 def matrix_of(module: nn.Module, *, transposed: bool, width: int) -> Tensor:
     """[d, n]: the weight of a module that multiplies by a matrix, as ``y = x W'`` has it."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or isinstance(module, Constant):
         return next(iter([*module.parameters(), *module.buffers()])).new_zeros(width, 0)
     return weight.T if transposed else weight
 
