@@ -126,7 +126,7 @@ def reopened(folder: Path, auto: str, model: Any, inputs: dict[str, Any], *, pla
         expected = tensors_in(model(**inputs))
     ways: dict[str, Callable[[], Any]] = {"load": lambda: faster_pruner.load(folder)}
     # a part of a larger model has a config that not even dense auto classes open
-    listed = type(model.config) in auto_class._model_mapping.keys()
+    listed = type(model.config) in auto_class._model_mapping
     if listed:
         ways[auto] = lambda: auto_class.from_pretrained(folder)
     if not plain and listed:
