@@ -29,7 +29,7 @@ test: lint
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
-		-e . 'accelerate' 'pytest>=8' 'pytest-timeout>=2.3'
+		-e '.[audio,vision]' 'accelerate' 'pytest>=8' 'pytest-timeout>=2.3'
 	touch $@
 
 OLDEST := tests/objectives tests/data tests/api/test_prune.py tests/api/test_cut.py tests/api/test_in_memory.py \
