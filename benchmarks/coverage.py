@@ -181,9 +181,9 @@ def one(auto: str, model_type: str, folder: Path) -> dict[str, Any]:
         plain = result.report.opens_plain
         broken = "; ".join(reopened(folder / "out", auto, result.model, inputs, plain=plain))
     except FasterPrunerError as error:
-        return {"stage": stage, "reason": " ".join(str(error).split())[:300]}
+        return {"stage": stage, "reason": _said(error, folder)[:300]}
     except Exception as error:
-        text = " ".join(str(error).split())[:150]
+        text = _said(error, folder)[:150]
         return {"stage": stage, "crash": stage not in ("build", "run"), "reason": f"{type(error).__name__}: {text}"}
     kinds: dict[str, int] = {}
     for s in description.sublayers:
@@ -199,6 +199,11 @@ def one(auto: str, model_type: str, folder: Path) -> dict[str, Any]:
         "left": {re.sub(r"\.\d+\.", ".*.", path): why for path, why in description.left.items()},
         "seconds": round(time.perf_counter() - began, 2),
     }
+
+
+def _said(error: Exception, folder: Path) -> str:
+    """What an error says, without the folder that only existed here."""
+    return re.sub(rf"{re.escape(str(folder))}/\S*?(?=['\s])", "out", " ".join(str(error).split()))
 
 
 def pruned(model: Any, inputs: dict[str, Any]) -> tuple[Any, float]:

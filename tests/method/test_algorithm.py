@@ -55,8 +55,10 @@ def distance(dense: Calibrated, model: nn.Module) -> float:
 def macs_left(dense: Calibrated, pruned: Pruned) -> float:
     """Share of the MACs, at sizes that the modules really have."""
     for s in pruned.sublayers:
-        weight = getattr(s.projection(pruned.model), "weight", torch.empty(s.width, 0))
-        assert weight.shape == (s.width, s.columns)
+        projection: Any = s.projection(pruned.model)
+        # what is left of an emptied one has no matrix
+        shape = projection.weight.shape if s.units else (projection.out_features, projection.in_features)
+        assert shape == (s.width, s.columns)
     cost = Macs(dense.data.lengths)
     return total(cost, pruned.sublayers) / total(cost, dense.sublayers)
 
