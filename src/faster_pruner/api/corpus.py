@@ -9,13 +9,12 @@ from typing import Any, cast
 from faster_pruner.api.rows import describe
 from faster_pruner.checks import made_of, shown
 from faster_pruner.data.files import Rows
-from faster_pruner.data.sources import load_split, rows_of_file
+from faster_pruner.data.sources import TRAIN_SPLITS, load_split, rows_of_file
 from faster_pruner.data.tasks import Data
 from faster_pruner.errors import OptionError
 from faster_pruner.objectives.encoding import check_texts, require_columns
 
 _USUAL = "text"
-_TRAIN_SPLITS = ("train", "training")
 
 
 def as_corpus(given: Iterable[str] | Data | Sequence[Data]) -> list[str | Data]:
@@ -52,7 +51,7 @@ def _texts_in(data: Data) -> list[str]:
     """The texts of its training rows, or of all rows of a single file; of rows of words their words."""
     task = describe(data)
     source = data.source(task)
-    rows = load_split(source, _TRAIN_SPLITS) if source.file is None else rows_of_file(source.file, split="corpus")
+    rows = load_split(source, TRAIN_SPLITS) if source.file is None else rows_of_file(source.file, split="corpus")
     columns = [task.text_column or _USUAL, *([task.pair_column] if task.pair_column else [])]
     require_columns(rows, columns)
     found: list[str] = []

@@ -13,7 +13,7 @@ from torch import nn
 from faster_pruner.api.job import Job, with_measured_multiple
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
-from faster_pruner.checkpoint.sizes import family_in, is_pruned, sublayers_of
+from faster_pruner.checkpoint.sizes import family_in, sublayers_of
 from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.batches import Batch, adopt, digest
@@ -22,7 +22,7 @@ from faster_pruner.host.folders import Output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.model.describe import Description, describe
+from faster_pruner.model.describe import Description, describe, described
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.precision import in_dtype, in_float32, usual_torch
 from faster_pruner.objectives.objective import Objective
@@ -70,7 +70,7 @@ def _described(model: nn.Module, batch: Batch) -> Description:
     config: Any = model.config
     if family_in(config) is None:
         return describe(model, batch.inputs)
-    return Description(sublayers_of(model), "recorded" if is_pruned(config) else "table")
+    return described(config, sublayers_of(model))
 
 
 @usual_torch()

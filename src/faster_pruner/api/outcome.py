@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from faster_pruner.api import warnings
 from faster_pruner.api.job import Job
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
-from faster_pruner.checkpoint.sentence import MODULES, write_head
+from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
@@ -212,7 +212,7 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
             write_checkpoint(
                 staging, pruned.model, pruned.sublayers, job.processor, dtype=dtype, companions=job.companions
             )
-            if job.head is not None and not (staging / MODULES).exists():
+            if job.head is not None:
                 write_head(staging, job.head)
             verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))

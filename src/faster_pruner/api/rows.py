@@ -9,7 +9,7 @@ from typing import Any
 from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.data.files import Rows
-from faster_pruner.data.sources import Source, load_split, sample
+from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, sample
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError
 from faster_pruner.model.limits import longest_row
@@ -17,7 +17,6 @@ from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of
 from faster_pruner.options import CalibrationOptions
 
-_TRAIN_SPLITS = ("train", "training")
 _FEWEST_ROWS = 8
 
 
@@ -50,7 +49,7 @@ def encoded(
     if isinstance(rows, Rows) and not own.label_names:
         # what the data themselves call their classes
         own = replace(own, label_names=tuple(name.lower() for name in rows.class_names.get(own.label_column, ())))
-    if kind.headed is not None and opened.head is not None:
+    if opened.head is not None:
         # newer folders state it as their tokenizer's
         limit = min(limit, opened.head.longest or getattr(opened.processor, "model_max_length", limit))
         rows = _with_prompt(rows, [own.text_column, own.pair_column], opened.head.prompt)
@@ -75,7 +74,7 @@ def calibration_rows(
     source: Source, task: Task, opened: Opened, options: CalibrationOptions, *, labelled: bool
 ) -> EncodedRows:
     """The calibration set: training rows only, drawn without replacement. Raises DataError."""
-    rows = load_split(source, _TRAIN_SPLITS)
+    rows = load_split(source, TRAIN_SPLITS)
     if len(rows) < _FEWEST_ROWS:
         raise DataError(
             f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"

@@ -22,9 +22,9 @@ from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.companions import Companions, read_companions
 from faster_pruner.checkpoint.opening import Opened, load, open_checkpoint
 from faster_pruner.checkpoint.processors import open_processor
-from faster_pruner.checkpoint.saving import tensors_in, weight_bytes, write_checkpoint
+from faster_pruner.checkpoint.saving import weight_bytes, write_checkpoint
 from faster_pruner.checkpoint.screening import as_place
-from faster_pruner.checkpoint.sentence import MODULES, write_head
+from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import is_pruned
 from faster_pruner.checkpoint.smaller_tokenizer import smaller, tokenizer_files, whole_tokenizer
 from faster_pruner.checkpoint.tokens import TokenTensors, named_ids, select_tokens, token_tensors
@@ -36,7 +36,7 @@ from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
 from faster_pruner.host.places import public_name
 from faster_pruner.model.limits import input_names, longest_row
-from faster_pruner.model.passes import device_of, inference
+from faster_pruner.model.passes import all_tensors_in, device_of, inference
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.progress import StageClock
 from faster_pruner.report.card import CARD_FILE
@@ -215,7 +215,7 @@ def _saved(
     opened = before.opened
     sublayers = opened.known if is_pruned(opened.model.config) else []
     write_checkpoint(staging, opened.model, sublayers, None, dtype=opened.dtype, companions=before.companions)
-    if opened.head is not None and not (staging / MODULES).exists():
+    if opened.head is not None:
         write_head(staging, opened.head)
     device = device_of(opened.model)
     reopened: Any = load(staging, dtype=torch.float32)
@@ -268,7 +268,7 @@ def _returned(model: Any, tokenizer: Any, texts: list[str]) -> list[Tensor]:
             inputs["decoder_input_ids"] = inputs["input_ids"]
         try:
             with inference(model):
-                found += tensors_in(model(**inputs))
+                found += all_tensors_in(model(**inputs))
         except Exception as error:  # whatever it misses
             raise UnsupportedModelError(
                 f"a {type(model).__name__} cannot be run on texts alone ({error}); only vocabularies of models of text "

@@ -17,6 +17,7 @@ from typing import Any, cast
 from huggingface_hub import snapshot_download
 
 from faster_pruner.checkpoint.quiet import quiet_transformers
+from faster_pruner.checkpoint.sentence import LIMITS, MODULES, SETTINGS
 
 # A larger file is no companion.
 _LARGEST = 100 << 20
@@ -30,9 +31,7 @@ _PROCESSOR = (
 )
 _GENERATION = "generation_config.json"
 # Of sentence-transformers, which puts the settings of a module into a numbered folder.
-_MODULES = "modules.json"
-_PROMPTS = "config_sentence_transformers.json"
-_SENTENCES = (_MODULES, "sentence_bert_config.json", _PROMPTS, "[0-9]*_*/*.json")
+_SENTENCES = (MODULES, LIMITS, SETTINGS, "[0-9]*_*/*.json")
 _NUMBERED = re.compile(r"\d+_\w+")
 # Its modules that need no weights beside the model's.
 _WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize", "Dropout"}
@@ -123,7 +122,7 @@ def _without_code(content: bytes) -> bytes:
 def _without_half_modules(files: dict[str, bytes]) -> dict[str, bytes]:
     """All files; without those of sentence-transformers where it would miss a module's weights."""
     try:
-        modules: Any = json.loads(files.get(_MODULES, b"[]"))
+        modules: Any = json.loads(files.get(MODULES, b"[]"))
         complete = all(
             str(module["type"]).rpartition(".")[2] in _WITHOUT_WEIGHTS
             and (module["path"] == "" or not str(module["type"]).endswith("Transformer"))
@@ -131,7 +130,7 @@ def _without_half_modules(files: dict[str, bytes]) -> dict[str, bytes]:
         )
     except (ValueError, RecursionError, LookupError, TypeError):
         complete = False
-    if complete and _MODULES in files:
+    if complete and MODULES in files:
         return files
-    dropped = set(_SENTENCES) - {_PROMPTS}
+    dropped = set(_SENTENCES) - {SETTINGS}
     return {name: content for name, content in files.items() if name not in dropped and "/" not in name}

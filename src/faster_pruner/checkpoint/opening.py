@@ -37,13 +37,12 @@ from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of, stock_class
-from faster_pruner.model.describe import Description, describe, family_of_all
+from faster_pruner.model.describe import Description, describe, described
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.shrink import Constant, without_layer_sizes
 from faster_pruner.model.spec import Sublayer
-from faster_pruner.model.table import family_of
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
@@ -85,8 +84,7 @@ class OpenedModel:
             UnsupportedModelError: nothing can be proved.
         """
         if self.known:
-            recorded = family_of(self.model.config) != family_of_all(self.known)
-            return Description(self.known, "recorded" if recorded else "table")
+            return described(self.model.config, self.known)
         length = min(_TOKENS_TO_LOOK_AT, longest_row(self.model))
         try:
             return describe(self.model, made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from faster_pruner.checkpoint.companions import NONE, Companions
@@ -26,7 +26,7 @@ from faster_pruner.data.batches import Batch
 from faster_pruner.errors import CheckpointError, FasterPrunerError, OutputError, VerificationError
 from faster_pruner.model.classes import auto_classes_of
 from faster_pruner.model.describe import family_of_all
-from faster_pruner.model.passes import device_of, inference
+from faster_pruner.model.passes import all_tensors_in, device_of, inference
 from faster_pruner.model.spec import Sublayer, resolve
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:
     rows = 0
     with inference(model), inference(reopened):
         for batch in batches:
-            before, after = tensors_in(model(**batch.inputs)), tensors_in(reopened(**batch.inputs))
+            before, after = all_tensors_in(model(**batch.inputs)), all_tensors_in(reopened(**batch.inputs))
             if not all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
                 raise VerificationError(
                     "the saved checkpoint does not reproduce what the pruned model returns; nothing was written. "
@@ -173,22 +173,6 @@ def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:
                 )
             rows += batch.rows.numel()
     return f"what the reopened checkpoint returns is bit-equal on {rows} rows"
-
-
-def tensors_in(returned: Any) -> list[Tensor]:
-    """All tensors in what a model returns."""
-
-    def inside(value: Any) -> Iterator[Tensor]:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            for each in value.values():
-                yield from inside(each)
-        elif isinstance(value, list | tuple):
-            for each in value:
-                yield from inside(each)
-
-    return list(inside(returned))
 
 
 def weight_bytes(folder: Path) -> int:

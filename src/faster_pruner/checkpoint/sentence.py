@@ -23,7 +23,7 @@ from faster_pruner.model.head import Head
 
 MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken")
-_SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
+SETTINGS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 _PACKAGE = "sentence_transformers"
 _DOT = ("dot", "dot_product", "dot_score")
 
@@ -52,8 +52,8 @@ def read_head(place: str, *, dims: Sequence[int] = ()) -> Head:
             "sentence-transformers 3 or newer and save it again: that puts the transformer into the folder itself"
         )
     opened = tuple(_opened(place, each) for each in modules[1:])
-    settings = _settings(Path(place) / _SETTINGS)
-    limits = _settings(Path(place) / _LIMITS)
+    settings = _settings(Path(place) / SETTINGS)
+    limits = _settings(Path(place) / LIMITS)
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
     longest = limits.get("max_seq_length")
     return Head(
@@ -69,21 +69,21 @@ def head_of(model: Any, pooling: str, *, dims: Sequence[int] = ()) -> Head:
     """A head for an encoder that comes without one. Raises OptionError."""
     if pooling not in POOLINGS:
         raise OptionError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}", option="pooling")
-    _require()
-    own: Any = import_module("sentence_transformers.sentence_transformer.modules")
+    own = _known_modules()
     width = int(model.config.get_text_config().hidden_size)
     return Head(modules=(own.Pooling(width, pooling), own.Normalize()), dims=tuple(dims))
 
 
 def write_head(folder: Path, head: Head) -> None:
-    """Make a folder with a transformer one of sentence-transformers, with the modules of a head.
+    """Make a folder with a transformer one of sentence-transformers, with the modules of a head; if it is none yet.
 
     Args:
         folder: holds model and tokenizer.
         head: of sentence-transformers' modules.
     """
-    transformer: Any = import_module("sentence_transformers.sentence_transformer.modules").Transformer
-    listed = [_entry(0, "", transformer)]
+    if (folder / MODULES).exists():
+        return
+    listed = [_entry(0, "", _known_modules().Transformer)]
     for place, module in enumerate(head.modules, start=1):
         name = f"{place}_{type(module).__name__}"
         (folder / name).mkdir()
@@ -91,7 +91,7 @@ def write_head(folder: Path, head: Head) -> None:
         saved.save(str(folder / name))
         listed.append(_entry(place, name, type(module)))
     (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n")
-    (folder / _LIMITS).write_text(json.dumps({"max_seq_length": head.longest, "do_lower_case": False}, indent=2) + "\n")
+    (folder / LIMITS).write_text(json.dumps({"max_seq_length": head.longest, "do_lower_case": False}, indent=2) + "\n")
 
 
 def _entry(place: int, path: str, kind: type) -> dict[str, Any]:
@@ -112,12 +112,10 @@ def _modules(place: str) -> list[Mapping[str, Any]]:
 
 def _opened(place: str, entry: Mapping[str, Any]) -> nn.Module:
     """One module, by sentence-transformers' own class."""
-    _require()
     kind, path = str(entry.get("type", "")), str(entry["path"])
     if not kind.startswith(f"{_PACKAGE}.") or Path(path).name != path:
         raise CheckpointError(f"{place!r}: {MODULES} names {kind[:80]!r} in {path[:80]!r}; only its own are opened")
-    own: Any = import_module("sentence_transformers.sentence_transformer.modules")
-    made = getattr(own, kind.rpartition(".")[2], None)
+    made = getattr(_known_modules(), kind.rpartition(".")[2], None)
     if made is None:
         raise CheckpointError(f"{place!r}: sentence-transformers has no module {kind[:80]!r}")
     if (Path(place) / path / "pytorch_model.bin").exists():
@@ -138,8 +136,10 @@ def _settings(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _require() -> None:
+def _known_modules() -> Any:
+    """sentence-transformers' own modules. Raises OptionError where it is not installed."""
     if find_spec(_PACKAGE) is None:
         raise OptionError(
             "embeddings need sentence-transformers, which is not installed; install faster-pruner[embedding]"
         )
+    return import_module(f"{_PACKAGE}.sentence_transformer.modules")

@@ -80,11 +80,21 @@ class Batch:
         count = self.rows.numel()
         return replace(
             self,
-            inputs={key: value[places] if value.shape[:1] == (count,) else value for key, value in self.inputs.items()},
+            inputs=rows_at(self.inputs, places, count),
             rows=torch.arange(places.numel(), device=self.rows.device),
             labels=None if self.labels is None else self.labels[places],
             positions=None if self.positions is None else self.positions[places],
         )
+
+
+def rows_at(inputs: Mapping[str, Any], places: Tensor, count: int) -> dict[str, Any]:
+    """Some rows of what a model is called with: of every tensor with `count` of them, those at `places`."""
+
+    def own(value: Any) -> Any:
+        by_row = isinstance(value, Tensor) and value.shape[:1] == (count,)
+        return value[places.to(value.device)] if by_row else value
+
+    return {key: own(value) for key, value in inputs.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

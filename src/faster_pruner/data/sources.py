@@ -18,7 +18,7 @@ from faster_pruner.data.media import rows_of_folder
 from faster_pruner.errors import DataError
 
 # Splits that calibration may draw from; of a single file one row in so many is held back for the others.
-_VOTING = ("train", "training")
+TRAIN_SPLITS = ("train", "training")
 _HELD_BACK, _MOST_HELD_BACK = 10, 3000
 
 
@@ -73,7 +73,7 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
         DataError: no such folder, file or split, or a file that cannot be read.
     """
     if source.file is not None:
-        rows = _part_of(source.file, held_back=names[0] not in _VOTING)
+        rows = _part_of(source.file, held_back=names[0] not in TRAIN_SPLITS)
     else:
         rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
     if not rows:

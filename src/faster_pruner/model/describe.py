@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from faster_pruner.data.batches import MASK_KEY
+from faster_pruner.data.batches import MASK_KEY, rows_at
 from faster_pruner.errors import NumericalError, UnsupportedModelError
 from faster_pruner.model.detection.detect import detect
 from faster_pruner.model.detection.proof import proved
 from faster_pruner.model.passes import called, inference, tensors_in
 from faster_pruner.model.spec import Family, Sublayer, resolve
-from faster_pruner.model.table import FAMILIES
+from faster_pruner.model.table import FAMILIES, family_of
 
 # Where a description comes from: a row of the table, a look at the model, or the checkpoint itself, which was looked at
 # when it was pruned.
@@ -49,6 +49,11 @@ class Description:
 def family_of_all(sublayers: Sequence[Sublayer]) -> Family:
     """The family that sublayers were resolved from."""
     return Family(stacks=tuple(dict.fromkeys(sublayer.stack for sublayer in sublayers)))
+
+
+def described(config: Any, sublayers: list[Sublayer]) -> Description:
+    """Sublayers that need not be looked for: the table says what they are, or the checkpoint's config does."""
+    return Description(sublayers, "recorded" if family_of(config) != family_of_all(sublayers) else "table")
 
 
 def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
@@ -98,7 +103,4 @@ def _few_rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rows = next(iter(inputs.values())).shape[0]
     mask = inputs.get(MASK_KEY)
     lengths = torch.zeros(rows) if mask is None else mask.flatten(1).sum(dim=1).float().cpu()
-    chosen = lengths.argsort(descending=True, stable=True)[:_ROWS]
-    return {
-        key: value[chosen.to(value.device)] if value.shape[:1] == (rows,) else value for key, value in inputs.items()
-    }
+    return rows_at(inputs, lengths.argsort(descending=True, stable=True)[:_ROWS], rows)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from faster_pruner.data.batches import Batch
 from faster_pruner.host.spill import Parking
 from faster_pruner.model.gradients import Bases
-from faster_pruner.model.passes import PassSetting, by_row, inference
+from faster_pruner.model.passes import PassSetting, by_row, inference, masked_by
 from faster_pruner.model.precision import forward_in
 from faster_pruner.model.spec import Sublayer
 
@@ -75,7 +75,7 @@ class Lockstep:
             stack.callback(projection.register_forward_pre_hook(self._pause_at(sublayer.name)).remove)
             if sublayer.name in masks:
                 mask = masks[sublayer.name].repeat_interleave(sublayer.unit_size)
-                stack.callback(projection.register_forward_pre_hook(_masked_by(mask)).remove)
+                stack.callback(projection.register_forward_pre_hook(masked_by(mask)).remove)
 
     def arrivals(self, sublayer: Sublayer) -> Iterator[Arrival]:
         """Let each batch in turn run up to the output projection of `sublayer` and wait there.
@@ -166,16 +166,6 @@ class Lockstep:
             self._main.switch((name, args[0]))
 
         return pause
-
-
-def _masked_by(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A pre-hook that multiplies the input's columns by a mask [n]."""
-
-    def masked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        del module
-        return (args[0] * mask.to(args[0]), *args[1:])
-
-    return masked
 
 
 def _entry(sublayer: Sublayer) -> str:

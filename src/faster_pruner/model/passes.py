@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -132,12 +132,27 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """All floating-point tensors in what a module returns, in order."""
+def all_tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in what a module returns, in order."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
+        return [value]
     if isinstance(value, Mapping | SimpleNamespace):
         value = list(value.values() if isinstance(value, Mapping) else vars(value).values())
     if isinstance(value, list | tuple):
-        return [tensor for each in value for tensor in tensors_in(each)]
+        return [tensor for each in value for tensor in all_tensors_in(each)]
     return []
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The floating-point ones among them."""
+    return [tensor for tensor in all_tensors_in(value) if tensor.is_floating_point()]
+
+
+def masked_by(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A pre-hook that multiplies the input's columns by a mask [n]."""
+
+    def masked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        del module
+        return (args[0] * mask.to(args[0]), *args[1:])
+
+    return masked

@@ -112,7 +112,8 @@ def _neighbours(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
     nearest = min(_NEAREST, len(predicted.values) - 1)
     if nearest < 1:
         return None
-    mine, theirs = _nearest(predicted.values, nearest), _nearest(dense.values, nearest)
+    theirs = _nearest(dense.values, nearest)
+    mine = theirs if predicted is dense else _nearest(predicted.values, nearest)
     return np.array([[len(set(a) & set(b)) / nearest] for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
 
 

@@ -26,7 +26,7 @@ from faster_pruner.model.detection.watching import (
     run,
     twin,
 )
-from faster_pruner.model.passes import tensors_in
+from faster_pruner.model.passes import masked_by, tensors_in
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import FollowerSpec, Sublayer, SublayerSpec, resolve_layer
 
@@ -245,9 +245,7 @@ def layer_value(model: nn.Module, place: Place, mask: Tensor | None, projection:
 
     with hooked(ExitStack()) as stack:
         if mask is not None:
-            hook = model.get_submodule(projection).register_forward_pre_hook(
-                lambda m, args: (args[0] * mask, *args[1:])
-            )
+            hook = model.get_submodule(projection).register_forward_pre_hook(masked_by(mask))
             stack.callback(hook.remove)
         stack.callback(model.get_submodule(place.layer).register_forward_hook(stop).remove)
         run(model, place.inputs)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from faster_pruner.data.batches import rows_at
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.following import all_same
 from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, rows_of, twin
 from faster_pruner.model.gradients import Bases, gradients
-from faster_pruner.model.passes import tensors_in
+from faster_pruner.model.passes import masked_by, tensors_in
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import Family, Sublayer, resolve
 
@@ -42,24 +43,24 @@ def prove(model: nn.Module, family: Family, inputs: Inputs) -> list[str]:
         return ["the model's own values are not finite"]
     if not _alike(values(model, inputs), plain):
         return ["two equal forwards differ: the model draws random numbers"]
-    calls = counted(model, sublayers, inputs)
+    seen = _run(model, sublayers, inputs)
     wrong = [
-        f"{s.name}: runs {calls[s.name]} times in one forward, its layer {s.stack.calls}"
+        f"{s.name}: runs {seen.calls(s.name)} times in one forward, its layer {s.stack.calls}"
         for s in sublayers
-        if calls[s.name] != s.stack.calls
+        if seen.calls(s.name) != s.stack.calls
     ]
-    sublayers = [s for s in sublayers if calls[s.name] == s.stack.calls]
+    sublayers = [s for s in sublayers if seen.calls(s.name) == s.stack.calls]
     full = {s.name: torch.arange(s.units) for s in sublayers}
     if not _alike(values(model, inputs, sublayers, full), plain):
         return [*wrong, "full masks change bits"]
-    wrong += _rows_first(model, sublayers, inputs)
-    wrong += _interleaved(model, sublayers, inputs)
+    wrong += _rows_first(model, sublayers, inputs, seen.given)
+    wrong += seen.interleaved(sublayers)
     wrong += _bases(model, sublayers, inputs)
+    in_open = in_the_open(model)
     for keeps in (uneven(sublayers), least(sublayers), every_other(sublayers)):
         wrong += _differs(model, sublayers, inputs, keeps)
-        own = in_the_open(model)
-        if own is not model and not wrong:
-            wrong += _differs(own, sublayers, inputs, keeps)
+        if in_open is not model and not wrong:
+            wrong += _differs(in_open, sublayers, inputs, keeps)
     return list(dict.fromkeys(wrong)) or _backward(model, sublayers, inputs)
 
 
@@ -146,29 +147,8 @@ def values(
         for s in sublayers if keeps is not None else ():
             assert keeps is not None
             mask = torch.zeros(s.units).index_fill(0, keeps[s.name], 1.0).repeat_interleave(s.unit_size)
-            stack.callback(s.projection(model).register_forward_pre_hook(_masked(mask)).remove)
+            stack.callback(s.projection(model).register_forward_pre_hook(masked_by(mask)).remove)
         return [tensor.clone() for tensor in tensors_in(model(**inputs))]
-
-
-def _masked(mask: Tensor) -> Callable[..., Any]:
-    def masked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0] * mask.to(args[0]), *args[1:])
-
-    return masked
-
-
-def counted(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> dict[str, int]:
-    """How often each projection runs."""
-    found = {s.name: 0 for s in sublayers}
-    with hooked(ExitStack()) as stack:
-        for s in sublayers:
-
-            def hook(module: nn.Module, args: Any, name: str = s.name) -> None:
-                found[name] += 1
-
-            stack.callback(s.projection(model).register_forward_pre_hook(hook).remove)
-        model(**inputs)
-    return found
 
 
 def _differs(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, keeps: Keeps) -> list[str]:
@@ -217,16 +197,17 @@ def _cut_and_masked(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inp
     return ""
 
 
-def _rows_first(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> list[str]:
+def _rows_first(
+    model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs, given: Mapping[str, Tensor]
+) -> list[str]:
     """Sublayers to which the tokens of a batch do not come row after row (`passes.by_row` relies on that).
 
-    With the rows of the batch turned round, so are those of what they are given.
+    With the rows of the batch turned round, so are those of what they are `given`.
     """
     rows, wrong = rows_of(inputs), []
-    turned = {k: v.flip(0) if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v for k, v in inputs.items()}
-    one, other = _given(model, sublayers, inputs), _given(model, sublayers, turned)
+    turned = _run(model, sublayers, rows_at(inputs, torch.arange(rows - 1, -1, -1), rows)).given
     for s in sublayers:
-        a, b = one[s.name], other[s.name]
+        a, b = given[s.name], turned[s.name]
         fits = a.shape == b.shape and a.numel() % (rows * s.columns) == 0
         # a wrong order differs by as much as the values do, the same one by rounding
         if not fits or not _near(a.reshape(rows, -1, s.columns), b.reshape(rows, -1, s.columns).flip(0)):
@@ -239,39 +220,52 @@ def _near(found: Tensor, expected: Tensor) -> bool:
     return not expected.numel() or float((found - expected).abs().max()) <= _SAME_PLACE * scale
 
 
-def _interleaved(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> list[str]:
-    """Sublayers between whose producers and projection another one begins or ends: passes go from one to the next."""
-    stops: list[tuple[str, bool]] = []
+@dataclass
+class _Run:
+    """One forward, as passes over the model go through it.
+
+    Attributes:
+        stops: (name of a sublayer, whether it begins there) in order: at its first producer, where that can be aimed,
+            and at its projection.
+        given: what each projection is given in its first call.
+    """
+
+    stops: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
+    given: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def calls(self, name: str) -> int:
+        """How often a projection runs."""
+        return self.stops.count((name, False))
+
+    def interleaved(self, sublayers: Sequence[Sublayer]) -> list[str]:
+        """Sublayers between whose producers and projection another one begins or ends: passes go on to the next."""
+        names = {s.name for s in sublayers}
+        stops = [stop for stop in self.stops if stop[0] in names]
+        return [
+            f"{name}: its producers run before another branch has ended"
+            for place, (name, begins) in enumerate(stops)
+            if begins and stops[place + 1 : place + 2] != [(name, False)]
+        ]
+
+
+def _run(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> _Run:
+    """Run the model once and watch its sublayers."""
+    seen = _Run()
     with hooked(ExitStack()) as stack:
-
-        def note(module: nn.Module, path: str, stop: tuple[str, bool]) -> None:
-            hook = module.get_submodule(path).register_forward_pre_hook(lambda m, args: stops.append(stop))
-            stack.callback(hook.remove)
-
         for s in sublayers:
+
+            def begins(module: nn.Module, args: Any, name: str = s.name) -> None:
+                seen.stops.append((name, True))
+
+            def ends(module: nn.Module, args: tuple[Any, ...], name: str = s.name) -> None:
+                seen.stops.append((name, False))
+                seen.given.setdefault(name, args[0].detach().clone())
+
             if s.aimed:
-                note(model, s.aimed[0].path, (s.name, True))
-            note(model, s.parts.projection, (s.name, False))
+                stack.callback(model.get_submodule(s.aimed[0].path).register_forward_pre_hook(begins).remove)
+            stack.callback(s.projection(model).register_forward_pre_hook(ends).remove)
         model(**inputs)
-    wrong = []
-    for place, (name, begins) in enumerate(stops):
-        if begins and stops[place + 1 : place + 2] != [(name, False)]:
-            wrong.append(f"{name}: its producers run before another branch has ended")
-    return wrong
-
-
-def _given(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> dict[str, Tensor]:
-    """What the projections are given in their first calls."""
-    found: dict[str, Tensor] = {}
-    with hooked(ExitStack()) as stack:
-        for s in sublayers:
-
-            def hook(module: nn.Module, args: tuple[Any, ...], name: str = s.name) -> None:
-                found.setdefault(name, args[0].detach().clone())
-
-            stack.callback(s.projection(model).register_forward_pre_hook(hook).remove)
-        model(**inputs)
-    return found
+    return seen
 
 
 def _largest(found: list[Tensor], expected: list[Tensor]) -> str:

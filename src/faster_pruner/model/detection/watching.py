@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from faster_pruner.data.batches import rows_at
+
 Inputs = Mapping[str, Any]
 
 
@@ -155,13 +157,7 @@ def rows_of(inputs: Inputs) -> int:
 
 def repeated(inputs: Inputs, count: int) -> dict[str, Any]:
     """The first row, `count` times."""
-    rows = rows_of(inputs)
-
-    def own(value: Any) -> Any:
-        by_row = isinstance(value, Tensor) and value.shape[:1] == (rows,)
-        return value[:1].repeat_interleave(count, dim=0) if by_row else value
-
-    return {key: own(value) for key, value in inputs.items()}
+    return rows_at(inputs, torch.zeros(count, dtype=torch.long), rows_of(inputs))
 
 
 def twin(model: nn.Module) -> nn.Module:
