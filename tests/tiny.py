@@ -189,3 +189,23 @@ def save_task(folder: Path, model: PreTrainedModel, train: list[dict[str, Any]],
     make_tokenizer().save_pretrained(folder / "model")
     write_jsonl(folder / "data" / "train.jsonl", train)
     write_jsonl(folder / "data" / "validation.jsonl", rows)
+
+
+def save_collection(folder: Path, *, documents: int = 60, queries: int = 24, seed: int = 0) -> Path:
+    """A retrieval folder: graded judgements of three documents for each query; a half trains, a half tests."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(length: int) -> str:
+        return " ".join(WORDS[w] for w in torch.randint(0, len(WORDS), (length,), generator=generator).tolist())
+
+    corpus = [{"_id": f"d{i}", "title": text(2) if i % 2 else "", "text": text(6)} for i in range(documents)]
+    write_jsonl(folder / "corpus.jsonl", corpus)
+    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": text(4)} for i in range(queries)])
+    (folder / "qrels").mkdir()
+    for split, own in (("train", range(0, queries, 2)), ("test", range(1, queries, 2))):
+        lines = ["query-id\tcorpus-id\tscore"]
+        for i in own:
+            chosen = torch.randperm(documents, generator=generator)[:3].tolist()
+            lines += [f"q{i}\td{d}\t{score}" for d, score in zip(chosen, (2, 1, 0), strict=True)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder

@@ -15,7 +15,8 @@ import torch
 import tiny
 from command import run
 from faster_pruner import Columns, Data, evaluate, prune
-from faster_pruner.checkpoint.sentence import is_sentence_transformer, read_head
+from faster_pruner.checkpoint.layout import Layout, read_layout
+from faster_pruner.checkpoint.sentence import read_head
 from faster_pruner.errors import CheckpointError, OptionError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_latency")]
@@ -49,13 +50,19 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def layout(folder: Path) -> Layout:
+    found = read_layout(str(folder))
+    assert found is not None
+    return found
+
+
 def sentences(texts: Path) -> list[str]:
     return [json.loads(line)["text"] for line in texts.read_text().splitlines()][:6]
 
 
 def test_the_head_of_a_folder(dense: Path) -> None:
-    assert is_sentence_transformer(str(dense))
-    head = read_head(str(dense))
+    assert layout(dense).embeds
+    head = read_head(layout(dense))
     assert [type(module).__name__ for module in head.modules] == ["Pooling", "Dense", "Normalize"]
     assert (head.similarity, head.prompt) == ("cosine", "w1 ")
 
@@ -74,7 +81,7 @@ def test_one_file_of_texts_is_enough(dense: Path, texts: Path, tmp_path: Path) -
     assert opened.default_prompt_name == "query"
     assert opened.max_seq_length == 12
     ours = opened.encode(sentences(texts))
-    head, model = read_head(str(tmp_path / "small")), result.model.eval()
+    head, model = read_head(layout(tmp_path / "small")), result.model.eval()
     for text, vector in zip(sentences(texts), ours, strict=True):
         inputs: Any = result.tokenizer("w1 " + text, return_tensors="pt", truncation=True, max_length=12)
         with torch.no_grad():
@@ -162,7 +169,7 @@ def test_the_command_line(dense: Path, texts: Path, tmp_path: Path) -> None:
         ("nonsense", "does not list"),
         ([{"type": "os.system", "path": "1_Pooling"}], "only its own are opened"),
         ([{"type": "sentence_transformers.models.Pooling", "path": "../elsewhere"}], "only its own are opened"),
-        ([{"type": "sentence_transformers.models.Magic", "path": "1_Pooling"}], "has no module"),
+        ([{"type": "sentence_transformers.models.Magic", "path": "1_Pooling"}], "is not supported"),
     ],
 )
 def test_modules_of_strangers_are_one_line(modules: Any, message: str, dense: Path, tmp_path: Path) -> None:
@@ -170,4 +177,4 @@ def test_modules_of_strangers_are_one_line(modules: Any, message: str, dense: Pa
     content = modules if isinstance(modules, str) else json.dumps([first, *modules])
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        read_head(str(tmp_path))
+        read_head(layout(tmp_path))

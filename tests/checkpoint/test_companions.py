@@ -17,7 +17,8 @@ from faster_pruner.checkpoint.companions import read_companions
 from faster_pruner.checkpoint.opening import open_checkpoint
 
 SMALL = CalibrationOptions(rows=16)
-POOLING = "sentence_transformers.models.Pooling"
+# no Pooling: that would make it a model of embeddings
+NORMALIZE = "sentence_transformers.models.Normalize"
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 
 KEPT = {
@@ -28,8 +29,8 @@ KEPT = {
     "generation_config.json": b'{ "max_length": 7 }',
     "preprocessor_config.json": b'{"size":\n{"height": 3}}',
     "spiece.vocab": b"\x00\xff",
-    "modules.json": json.dumps([TRANSFORMER, {"path": "1_Pooling", "type": POOLING}]).encode(),
-    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens" :true}',
+    "modules.json": json.dumps([TRANSFORMER, {"path": "1_Normalize", "type": NORMALIZE}]).encode(),
+    "1_Normalize/config.json": b'{"pooling_mode_mean_tokens" :true}',
     "sentence_bert_config.json": b'{"max_seq_length":5}',
 }
 LEFT = {
@@ -40,7 +41,7 @@ LEFT = {
     "notes.txt": b"-",
     "pytorch_model.bin": b"-",
     "training_args.bin": b"-",
-    "1_Pooling/pytorch_model.bin": b"-",
+    "1_Normalize/pytorch_model.bin": b"-",
     "onnx/tokenizer.json": b"{}",
     "some_folder/config.json": b"{}",
 }
@@ -71,10 +72,10 @@ def test_companions_of_a_checkpoint_come_along_unchanged(source: Path, data: Pat
     assert found == ours | set(KEPT) | {"tokenizer.json", "tokenizer_config.json"}
     assert (out / "README.md").read_bytes() != LEFT["README.md"]
     # it lists them as its own: it can be replaced, and so can what is pruned from it
-    assert set(json.loads((out / "result.json").read_text())["files"]) == found | {"1_Pooling"}
+    assert set(json.loads((out / "result.json").read_text())["files"]) == found | {"1_Normalize"}
     prune(source, rows, macs=0.4, output=Output(folder=out, overwrite=True), calibration=SMALL)
     prune(out, rows, macs=0.7, output=tmp_path / "twice", calibration=SMALL)
-    assert (tmp_path / "twice" / "1_Pooling" / "config.json").read_bytes() == KEPT["1_Pooling/config.json"]
+    assert (tmp_path / "twice" / "1_Normalize" / "config.json").read_bytes() == KEPT["1_Normalize/config.json"]
     text = "w1 w2 w89"
     assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(source)(text)
     assert open_checkpoint(out, device=torch.device("cpu")).processor(text) == AutoTokenizer.from_pretrained(out)(text)
@@ -114,18 +115,17 @@ def test_a_folder_of_the_hubs_cache_holds_links(tmp_path: Path) -> None:
         b"no json",
         b'{"a": 1}',
         b"[1]",
-        json.dumps([TRANSFORMER, {"path": "1_Pooling", "type": "sentence_transformers.models.Dense"}]).encode(),
-        json.dumps([{**TRANSFORMER, "path": "0_Transformer"}, {"path": "1_Pooling", "type": POOLING}]).encode(),
+        json.dumps([TRANSFORMER, {"path": "1_Normalize", "type": "sentence_transformers.models.Dense"}]).encode(),
         None,
     ],
-    ids=["no json", "no list", "no modules", "a module with weights", "a model in a folder", "none"],
+    ids=["no json", "no list", "no modules", "a module with weights", "none"],
 )
 def test_sentence_transformers_files_come_whole_or_not_at_all(source: Path, modules: bytes | None) -> None:
     (source / "modules.json").unlink()
     if modules is not None:
         (source / "modules.json").write_bytes(modules)
     found = read_companions(str(source))
-    of_sentences = {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"}
+    of_sentences = {"modules.json", "1_Normalize/config.json", "sentence_bert_config.json"}
     assert set(found.files) == {*KEPT, "tokenizer.json", "tokenizer_config.json"} - of_sentences
     assert found.whole
 

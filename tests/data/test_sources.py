@@ -96,3 +96,27 @@ def test_sample_is_seeded_and_without_replacement() -> None:
     assert a != sample(rows, 20, 1)
     assert len({row["i"] for row in a}) == 20
     assert sorted(row["i"] for row in sample(rows, 500, 0)) == list(range(50))
+
+
+def test_rows_that_belong_together_are_held_back_together(tmp_path: Path) -> None:
+    """Of a single file about a tenth, and none of the values on both sides; without a column any rows."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"query": f"q{i % 20}", "text": f"t{i}"} for i in range(100)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, held = (load_split(Source(file=file, together="query"), (split,)) for split in ("train", "validation"))
+    assert (len(kept), len(held)) == (90, 10)
+    assert not {row["query"] for row in kept} & {row["query"] for row in held}
+    assert sorted(row["text"] for part in (kept, held) for row in part) == sorted(row["text"] for row in rows)
+    torn = [load_split(Source(file=file), (split,)) for split in ("train", "validation")]
+    assert {row["query"] for row in torn[0]} & {row["query"] for row in torn[1]}
+
+
+@pytest.mark.parametrize(("queries", "held_back"), [([0] * 40, 4), ([0] * 39 + [1], 39), ([0] + [1] * 39, 1)])
+def test_something_is_always_left_to_calibrate_on(queries: list[int], held_back: int, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"query": query, "text": "t"}) + "\n" for query in queries))
+    kept, held = (load_split(Source(file=file, together="query"), (split,)) for split in ("train", "validation"))
+    assert len(kept) + len(held) == 40
+    assert len(held) in (held_back, 40 - held_back)
+    # a column that is not there tears nothing apart, and is for others to miss
+    assert len(load_split(Source(file=file, together="none"), ("validation",))) == 4

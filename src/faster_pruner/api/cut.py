@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
@@ -10,17 +11,18 @@ from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.companions import NONE, read_companions
-from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.opening import check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
-from faster_pruner.checkpoint.screening import as_place, check_place
+from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
 from faster_pruner.costs.budget import Budget, as_budget
-from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.kept import About, load_statistics, read_about
 from faster_pruner.model.precision import usual_torch
+from faster_pruner.objectives.registry import KINDS
 from faster_pruner.report.card import read_licence
 
 
@@ -57,6 +59,7 @@ def cut_again(
     task = None if given is None else describe(given)
     source = None if given is None or task is None else given.source(task)
     about = read_about(folder)
+    asked = _as_it_was(task, about)
     name = _where_it_was(about) if model is None else as_place(model)
     target.check(reads=[name, folder], rows=None if given is None else given.folder)
     device = run.on()
@@ -64,11 +67,9 @@ def cut_again(
     with clock.stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
-        subject = subject_of(opened, objective_for(opened, task))
+        subject = subject_of(opened, objective_for(opened, asked))
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
-        splits = (
-            {} if source is None or task is None else evaluation_splits(source, task, opened, kept.options.max_length)
-        )
+        splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
         licence = read_licence(name)
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
@@ -93,11 +94,17 @@ def cut_again(
     return carried_out(job, target, clock)
 
 
+def _as_it_was(task: Task | None, about: About) -> Task:
+    """A task, of the kind that the statistics were taken for where it says nothing else: some models can be for two."""
+    found = task or Task(name="")
+    return replace(found, kind=found.kind or (about.task if about.task in KINDS else ""))
+
+
 def _where_it_was(about: About) -> str:
     """The dense checkpoint, if it is still where it was when the statistics were taken. Raises CheckpointError."""
     try:
         place = as_place(about.model)
-        check_place(place)
+        check_there(place)
     except CheckpointError as error:
         raise CheckpointError(
             f"the dense model is not where it was when the statistics were taken: {error}; say where it is now",

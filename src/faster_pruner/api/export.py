@@ -16,6 +16,7 @@ from torch import Tensor
 from faster_pruner.api.outcome import stored_bytes
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.layout import read_layout
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checks import made_of, one_of, whole_number
 from faster_pruner.data.batches import Batch, pack
@@ -38,6 +39,8 @@ from faster_pruner.runtimes.timing import SHAPES, time_in_turn
 _WARM_UP, _TURNS = 3, 15
 _TOKENS_PER_BATCH = 4096
 _SUFFIX, _INT8_SUFFIX = ".onnx", ".int8.onnx"
+# Where sentence-transformers and optimum look for exported files, and what they call those of int8.
+_FOLDER, _INT8_THERE = "onnx", "_quantized.onnx"
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ def export(
 
     Args:
         model: local folder or hub id.
-        output: the `.onnx` file; by default `model.onnx` in the folder.
+        output: the `.onnx` file; by default `model.onnx` in the folder, and of a folder of sentence-transformers
+            `onnx/model.onnx`, where that looks for it.
         to: one of `FORMATS`; OpenVINO is made from the ONNX file.
-        int8: also write a dynamically quantised file beside it (`.int8.onnx`).
+        int8: also write a dynamically quantised file beside it (`.int8.onnx`, in a folder `onnx` `_quantized.onnx`).
         data: rows to evaluate every step on, as in `prune`; None evaluates nothing.
         max_length: longest row in tokens.
         run: a listener; everything runs on the CPU.
@@ -105,7 +109,8 @@ def _place(model: str | Path, output: str | Path | None) -> Path:
                 "file goes",
                 option="output",
             )
-        output = Path(model) / "model.onnx"
+        layout = read_layout(str(model))
+        output = Path(model) / "model.onnx" if layout is None else layout.transformer / _FOLDER / "model.onnx"
     file = resolved(Path(output))
     if file.is_dir():
         raise OutputError(f"output {str(output)!r} is a folder; give a file, for instance {str(file / 'model.onnx')!r}")
@@ -114,9 +119,14 @@ def _place(model: str | Path, output: str | Path | None) -> Path:
     return file
 
 
+def _int8_of(file: Path) -> Path:
+    """What the quantised file beside an exported one is called."""
+    return file.with_name(f"{file.stem}{_INT8_THERE if file.parent.name == _FOLDER else _INT8_SUFFIX}")
+
+
 def _written_files(file: Path, to: str, *, int8: bool) -> list[Path]:
     """All that an export may write."""
-    found = [file, *([file.with_suffix(_INT8_SUFFIX)] if int8 else [])]
+    found = [file, *([_int8_of(file)] if int8 else [])]
     found += [exported.with_name(f"{exported.name}.data") for exported in found]
     return found + ([file.with_suffix(".xml"), file.with_suffix(".bin")] if to == "openvino" else [])
 
@@ -140,7 +150,7 @@ def _written(
     steps.append(ExportStep(name="ONNX", file=file, megabytes=exported.bytes / 1e6, parity=exported.parity))
     calls["ONNX"] = OnnxModel(file)
     if int8:
-        small = file.with_suffix(_INT8_SUFFIX)
+        small = _int8_of(file)
         with clock.stage("quantise"):
             quantise(file, small)
         steps.append(ExportStep(name="ONNX int8", file=small, megabytes=small.stat().st_size / 1e6))

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_model
+from faster_pruner.checkpoint.reranker import scoring_of
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checkpoint.sizes import is_pruned
 from faster_pruner.costs.cost import Macs, Parameters, total
@@ -56,7 +58,7 @@ def inspect(model: str | Path, *, run: Run | None = None) -> Inspection:
     return Inspection(
         model=public_name(place),
         model_class=type(opened.model).__name__,
-        task=_task(opened.model),
+        task=_task(place, opened.model),
         origin=found.origin,
         pruned=is_pruned(opened.model.config),
         parameters=sum(parameter.numel() for parameter in opened.model.parameters()),
@@ -78,10 +80,10 @@ def write_json(file: Path, found: Inspection) -> None:
         staging.write_text(strict_json(asdict(found)), encoding="utf-8")
 
 
-def _task(model: object) -> str:
+def _task(place: str, model: Any) -> str:
     """The hub's name of what a model is for; empty where no objective is known."""
     try:
-        return kind_of(model).name
+        return kind_of(model, scoring_of(place, model.config)).name
     except UnsupportedModelError:
         return ""
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.data.files import Rows
+from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
 from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, sample
 from faster_pruner.data.tasks import Data, Task
-from faster_pruner.errors import DataError
+from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.model.limits import longest_row
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of
+from faster_pruner.objectives.retrieval import joined, searched
 from faster_pruner.options import CalibrationOptions
 
 _FEWEST_ROWS = 8
@@ -32,9 +37,11 @@ def objective_for(opened: Opened, task: Task | None) -> Objective:
         UnsupportedModelError: none is known for the model.
         OptionError: the task is of another kind.
     """
-    kind = kind_of(opened.model) if task is None else kind_for(opened.model, task)
+    kind = kind_of(opened.model, opened.scoring) if task is None else kind_for(opened.model, task, opened.scoring)
     if kind.headed is not None and opened.head is not None:
         found = kind.headed(opened.head)
+    elif kind.scored is not None and opened.scoring is not None:
+        found = kind.scored(opened.scoring)
     else:
         found = kind.objective(opened.model.config)
     return found if task is None else found.judged_by(task.metrics)
@@ -44,7 +51,7 @@ def encoded(
     rows: Sequence[Mapping[str, Any]], task: Task, opened: Opened, max_length: int, *, labelled: bool = True
 ) -> EncodedRows:
     """Rows as a checkpoint takes them. Raises DataError, OptionError, UnsupportedModelError."""
-    kind, config = kind_for(opened.model, task), opened.model.config
+    kind, config = kind_for(opened.model, task, opened.scoring), opened.model.config
     limit, own = min(max_length, longest_row(opened.model)), kind.completed(task)
     if isinstance(rows, Rows) and not own.label_names:
         # what the data themselves call their classes
@@ -53,13 +60,17 @@ def encoded(
         # newer folders state it as their tokenizer's
         limit = min(limit, opened.head.longest or getattr(opened.processor, "model_max_length", limit))
         rows = _with_prompt(rows, [own.text_column, own.pair_column], opened.head.prompt)
+    if opened.scoring is not None:
+        limit = min(limit, opened.scoring.longest or getattr(opened.processor, "model_max_length", limit))
+        # the query alone gets it, as sentence-transformers does it
+        rows = _with_prompt(rows, [own.text_column], opened.scoring.prompt)
     return kind.encode(rows, own, opened.processor, config=config, limit=limit, labelled=labelled)
 
 
 def _with_prompt(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str | None], prompt: str
 ) -> Sequence[Mapping[str, Any]]:
-    """Rows with a prompt in front of every text."""
+    """Rows with a prompt in front of the texts of these columns."""
     if not prompt:
         return rows
     own = rows if isinstance(rows, Rows) else Rows([dict(row) for row in rows])
@@ -70,11 +81,21 @@ def _with_prompt(
     return Rows([put(row) for row in own], numbers=own.numbers, place=own.place, split=own.split)
 
 
+def _loaded(source: Source, task: Task, opened: Opened, names: Sequence[str]) -> Rows:
+    """The rows of a split; those that belong together are not torn apart. Raises DataError."""
+    kind = kind_for(opened.model, task, opened.scoring)
+    together = kind.completed(task).text_column if kind.together else ""
+    return load_split(replace(source, together=together), names)
+
+
 def calibration_rows(
     source: Source, task: Task, opened: Opened, options: CalibrationOptions, *, labelled: bool
 ) -> EncodedRows:
     """The calibration set: training rows only, drawn without replacement. Raises DataError."""
-    rows = load_split(source, TRAIN_SPLITS)
+    folder = _retrieval_folder(source, task, opened)
+    if folder is not None:
+        return _documents_and_queries(folder, opened, options)
+    rows = _loaded(source, task, opened, TRAIN_SPLITS)
     if len(rows) < _FEWEST_ROWS:
         raise DataError(
             f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"
@@ -85,13 +106,74 @@ def calibration_rows(
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
     """The encoded evaluation splits that exist; the first one must. Raises DataError."""
+    folder = _retrieval_folder(source, task, opened)
+    if folder is not None:
+        return _search(folder, source.documents, opened, max_length)
     splits: dict[str, EncodedRows] = {}
     for place, (name, names) in enumerate(task.evaluation):
         try:
-            rows = load_split(source, names)
+            rows = _loaded(source, task, opened, names)
         except DataError:
             if place == 0:
                 raise
             continue
         splits[name] = encoded(rows, task, opened, max_length)
     return splits
+
+
+def _retrieval_folder(source: Source, task: Task, opened: Opened) -> Path | None:
+    """The folder, if it is one of documents, queries and judgements.
+
+    Raises:
+        DataError: the model makes no embeddings.
+        OptionError: columns are named.
+        UnsupportedModelError: the model's prompts are no part of its embeddings.
+    """
+    if source.folder is None or not is_retrieval_folder(source.folder):
+        return None
+    kind = kind_for(opened.model, task, opened.scoring)
+    if kind.headed is None or opened.head is None:
+        raise DataError(
+            f"{str(source.folder)!r} is a retrieval folder (corpus, queries, qrels), which is for embeddings; a model "
+            f"for {kind.name} needs rows: a file for each split"
+        )
+    if task.text_column or task.pair_column or task.label_column:
+        raise OptionError("the columns of a retrieval folder have names of their own (title, text); name none")
+    head = opened.head
+    pooled = all(getattr(module, "include_prompt", True) for module in head.modules)
+    if not pooled and (head.prompt or head.query_prompt or head.document_prompt):
+        raise UnsupportedModelError(
+            "the pooling of this model leaves its prompts out, which is not supported for queries and documents; give "
+            "rows of texts, which all get the default prompt"
+        )
+    return source.folder
+
+
+def _documents_and_queries(folder: Path, opened: Opened, options: CalibrationOptions) -> EncodedRows:
+    """The calibration set of a retrieval folder, mixed. Raises DataError."""
+    assert opened.head is not None
+    documents, queries = texts_to_calibrate(folder, options.rows, seed=options.seed)
+    count = len(documents) + len(queries)
+    if count < _FEWEST_ROWS:
+        raise DataError(f"{str(folder)!r} has {count} texts to calibrate on; at least {_FEWEST_ROWS} are needed")
+    found = _texts(documents, opened, opened.head.document_prompt, options.max_length)
+    if queries:
+        found = joined(found, _texts(queries, opened, opened.head.query_prompt, options.max_length))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed)).tolist()
+    return replace(found, tokens=[found.tokens[i] for i in order])
+
+
+def _search(folder: Path, most_documents: int, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
+    """Documents and queries of the judged split of a retrieval folder. Raises DataError."""
+    assert opened.head is not None
+    collection = read_collection(folder, most_documents=most_documents)
+    documents = _texts(collection.documents, opened, opened.head.document_prompt, max_length)
+    queries = _texts(collection.queries, opened, opened.head.query_prompt, max_length)
+    return {collection.split: searched(collection, documents, queries)}
+
+
+def _texts(rows: Rows, opened: Opened, prompt: str, max_length: int) -> EncodedRows:
+    """Texts with a prompt of their own. Raises DataError."""
+    assert opened.head is not None
+    own = replace(opened, head=replace(opened.head, prompt=prompt))
+    return encoded(rows, Task(name="", text_column=TEXT, label_column=""), own, max_length, labelled=False)

@@ -8,16 +8,27 @@ sentence-transformers) transformers may not know at all.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import snapshot_download
 
+from faster_pruner.checkpoint.layout import (
+    ANY_LIMITS,
+    MODULE_FILES,
+    MODULES,
+    ON_THE_HUB,
+    SETTINGS,
+    Layout,
+    is_own,
+    kind_of,
+    read_layout,
+)
 from faster_pruner.checkpoint.quiet import quiet_transformers
-from faster_pruner.checkpoint.sentence import LIMITS, MODULES, SETTINGS
+from faster_pruner.errors import CheckpointError
 
 # A larger file is no companion.
 _LARGEST = 100 << 20
@@ -30,11 +41,9 @@ _PROCESSOR = (
     *("vocab-src.json", "vocab-tgt.json", "normalizer.json", "emoji.json"),
 )
 _GENERATION = "generation_config.json"
-# Of sentence-transformers, which puts the settings of a module into a numbered folder.
-_SENTENCES = (MODULES, LIMITS, SETTINGS, "[0-9]*_*/*.json")
-_NUMBERED = re.compile(r"\d+_\w+")
-# Its modules that need no weights beside the model's.
+# Modules of sentence-transformers that need no weights beside the model's, and the file of those that do.
 _WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize", "Dropout"}
+_WEIGHTS = "model.safetensors"
 # Key of a processor's settings that names code in the folder.
 _CODE = "auto_map"
 
@@ -67,44 +76,78 @@ NONE = Companions()
 
 
 def read_companions(place: str) -> Companions:
-    """Those of a local folder or hub id; none where they cannot be had: a checkpoint is complete without them."""
+    """Those of a local folder or hub id; none where they cannot be had: a checkpoint is complete without them.
+
+    Of a folder of sentence-transformers that keeps its transformer in a folder of its own, they are those of one that
+    keeps it in the folder itself, as all newer ones do.
+    """
     try:
         folder = Path(place) if Path(place).is_dir() else _downloaded(place)
-        found = {name: _taken(folder, name) for name in _names_in(folder)}
+        layout = _layout(folder)
+        named = list(_named(folder, layout))
+        found = {name: _taken(folder, file) for name, file in named}
     except Exception:  # whatever a network or a disk can do: transformers writes the processor's files instead
         return NONE
     taken = {name: content for name, content in found.items() if content is not None}
-    processor = set(taken) - {_GENERATION, *_SENTENCES}
-    return Companions(_without_half_modules(taken), whole=bool(processor) and len(taken) == len(found))
+    if layout is not None and not _is_complete(layout, taken):
+        taken = {name: content for name, content in taken.items() if not _is_of_modules(name)}
+    elif layout is not None and layout.inner:
+        modules = [{**layout.modules[0], "path": ""}, *layout.modules[1:]]
+        taken[MODULES] = (json.dumps(modules, indent=2) + "\n").encode()
+    processor = any(name != _GENERATION and name != SETTINGS and not _is_of_modules(name) for name in taken)
+    return Companions(taken, whole=processor and all(content is not None for content in found.values()))
 
 
 def _downloaded(place: str) -> Path:
     """A folder with the companions of a model on the hub."""
     with quiet_transformers():
-        return Path(snapshot_download(place, allow_patterns=[*_PROCESSOR, _GENERATION, *_SENTENCES]))
+        return Path(snapshot_download(place, allow_patterns=[*_PROCESSOR, _GENERATION, *ON_THE_HUB]))
 
 
-def _names_in(folder: Path) -> Iterator[str]:
-    """Names of companions in a folder, and in its numbered folders."""
-    places = [folder, *(inner for inner in sorted(folder.iterdir()) if _NUMBERED.fullmatch(inner.name))]
-    for place in places:
-        patterns: Iterable[str] = ("*.json",) if place != folder else (*_PROCESSOR, _GENERATION, *_SENTENCES[:-1])
-        for pattern in patterns if place.is_dir() else ():
-            for file in sorted(place.glob(pattern)):
-                if not file.name.startswith("."):
-                    yield file.relative_to(folder).as_posix()
+def _layout(folder: Path) -> Layout | None:
+    """How sentence-transformers has laid out a folder; None for one that it cannot open either."""
+    try:
+        return read_layout(str(folder))
+    except CheckpointError:
+        return None
 
 
-def _taken(folder: Path, name: str) -> bytes | None:
+def _named(folder: Path, layout: Layout | None) -> Iterator[tuple[str, Path]]:
+    """The companions in a folder: what each is called in a new one, and the file."""
+    transformer = folder if layout is None else layout.transformer
+    for file in _files(transformer, (*_PROCESSOR, _GENERATION, *([] if layout is None else [ANY_LIMITS]))):
+        yield file.name, file
+    for file in _files(folder, (SETTINGS, *([] if layout is None else [MODULES]))):
+        yield file.name, file
+    for module in [] if layout is None else layout.modules[1:]:
+        if is_own(module) and module["path"]:
+            for file in _files(folder / str(module["path"]), MODULE_FILES):
+                yield f"{module['path']}/{file.name}", file
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
+    """Files of a folder, none that is hidden."""
+    for pattern in patterns:
+        for file in sorted(folder.glob(pattern)):
+            if not file.name.startswith("."):
+                yield file
+
+
+def _is_of_modules(name: str) -> bool:
+    """Whether a companion is of no use without all modules of sentence-transformers."""
+    return "/" in name or name == MODULES or fnmatch(name, ANY_LIMITS)
+
+
+def _taken(folder: Path, file: Path) -> bytes | None:
     """The content of a companion; None for what leads out of the folder, is too large, or is no file."""
-    file, root = folder / name, folder.resolve()
+    root = folder.resolve()
     if root.parent.name == "snapshots":
         # a folder of the hub's cache, whose files are links into a folder beside it
         root = root.parent.parent
     if not file.is_file() or not file.resolve().is_relative_to(root) or file.stat().st_size > _LARGEST:
         return None
     content = file.read_bytes()
-    return _without_code(content) if name.endswith("_config.json") else content
+    return _without_code(content) if file.name.endswith("_config.json") else content
 
 
 def _without_code(content: bytes) -> bytes:
@@ -119,18 +162,9 @@ def _without_code(content: bytes) -> bytes:
     return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _without_half_modules(files: dict[str, bytes]) -> dict[str, bytes]:
-    """All files; without those of sentence-transformers where it would miss a module's weights."""
-    try:
-        modules: Any = json.loads(files.get(MODULES, b"[]"))
-        complete = all(
-            str(module["type"]).rpartition(".")[2] in _WITHOUT_WEIGHTS
-            and (module["path"] == "" or not str(module["type"]).endswith("Transformer"))
-            for module in modules
-        )
-    except (ValueError, RecursionError, LookupError, TypeError):
-        complete = False
-    if complete and MODULES in files:
-        return files
-    dropped = set(_SENTENCES) - {SETTINGS}
-    return {name: content for name, content in files.items() if name not in dropped and "/" not in name}
+def _is_complete(layout: Layout, files: Mapping[str, bytes]) -> bool:
+    """Whether sentence-transformers can open its modules from these files, without code that a folder brings."""
+    return all(
+        is_own(module) and (kind_of(module) in _WITHOUT_WEIGHTS or f"{module['path']}/{_WEIGHTS}" in files)
+        for module in layout.modules
+    )

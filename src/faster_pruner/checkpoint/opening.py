@@ -12,15 +12,18 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import __version__ as transformers_version
 
+from faster_pruner.checkpoint.layout import Layout, read_layout
 from faster_pruner.checkpoint.loading import from_pretrained_with_sizes
 from faster_pruner.checkpoint.processors import open_processor
 from faster_pruner.checkpoint.quiet import FROM_A_CONFIG, quiet_transformers
+from faster_pruner.checkpoint.reranker import scoring_of
 from faster_pruner.checkpoint.screening import (
     CONFIG,
     as_place,
@@ -32,7 +35,7 @@ from faster_pruner.checkpoint.screening import (
     shapes_in,
     with_floats,
 )
-from faster_pruner.checkpoint.sentence import head_of, is_sentence_transformer, read_head
+from faster_pruner.checkpoint.sentence import fitted, head_of, read_head
 from faster_pruner.checkpoint.sizes import METADATA_KEY
 from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
@@ -41,6 +44,7 @@ from faster_pruner.model.describe import Description, describe, described
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
+from faster_pruner.model.scoring import Scoring
 from faster_pruner.model.shrink import Constant, without_layer_sizes
 from faster_pruner.model.spec import Sublayer
 
@@ -57,6 +61,8 @@ _NOT_READ = (
 )
 # The auto class of models without a head of their own.
 _BARE = "AutoModel"
+# What such models make of the first token for a head, and nobody reads where texts are pooled otherwise.
+_POOLER = "pooler"
 # What a model is looked at on.
 _ROWS_TO_LOOK_AT, _TOKENS_TO_LOOK_AT = 3, 10
 # Names that an error message lists.
@@ -102,10 +108,12 @@ class Opened(OpenedModel):
     Attributes:
         processor: its tokenizer, image processor or feature extractor.
         head: what makes one vector of what the model returns, of a folder of sentence-transformers; None elsewhere.
+        scoring: how the score of the model is used, of a folder of a CrossEncoder; None elsewhere.
     """
 
     processor: Processor
     head: Head | None = None
+    scoring: Scoring | None = None
 
 
 def read_config(place: str) -> dict[str, Any]:
@@ -138,12 +146,36 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
         CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
         UnsupportedModelError: transformers has no classes for it.
     """
-    where = as_place(place)
+    where, layout = _found(as_place(place))
     config = read_config(where)
     stored = _stored_dtype(config)
     if dtype is None:
         dtype = stored if torch.cuda.is_available() else torch.float32
-    return _load(where, config, dtype)[0]
+    return _load(where, config, dtype, bare=_embeds(layout))[0]
+
+
+def _found(place: str) -> tuple[str, Layout | None]:
+    """Where config, weights and processor of a checkpoint are, and how it is laid out by sentence-transformers, if so.
+
+    Raises:
+        CheckpointError: there is no such place, or its list of modules cannot be used.
+    """
+    try:
+        if not Path(place).is_dir():
+            check_place(place)
+        layout = read_layout(place)
+    except OSError as error:
+        raise CheckpointError(f"model folder {shown(place)} cannot be read: {error.strerror}") from error
+    return (str(layout.transformer) if layout is not None and layout.inner else place), layout
+
+
+def check_there(place: str) -> None:
+    """Raise CheckpointError when there is no checkpoint at a place, however it is laid out."""
+    check_place(_found(place)[0])
+
+
+def _embeds(layout: Layout | None) -> bool:
+    return layout is not None and layout.embeds
 
 
 def open_checkpoint(
@@ -158,16 +190,19 @@ def open_checkpoint(
         dims: lengths of prefixes of it that are embeddings, too.
 
     Raises:
-        CheckpointError, UnsupportedModelError: see `open_model`; also no processor, or a head that cannot be opened.
+        CheckpointError, UnsupportedModelError: see `open_model`; also no processor, or a head that cannot be opened, or
+            settings of a CrossEncoder that cannot be kept to.
         OptionError: an unknown pooling, or a package that is missing.
     """
-    opened, where = open_model(place, device=device), as_place(place)
+    where, layout = _found(as_place(place))
+    opened = _open_model(where, layout, device)
     processor = open_processor(where, opened.model)
     head, kind = None, str(getattr(opened.model.config, "model_type", ""))
     if _BARE not in auto_classes_of(type(opened.model).__name__, kind):
-        return Opened(opened.model, opened.dtype, opened.known, processor)
-    if is_sentence_transformer(where):
-        head = read_head(where, dims=dims)
+        scoring = scoring_of(where, opened.model.config)
+        return Opened(opened.model, opened.dtype, opened.known, processor, scoring=scoring)
+    if layout is not None and layout.embeds:
+        head = fitted(read_head(layout, dims=dims), processor)
     elif pooling is not None:
         head = head_of(opened.model, pooling, dims=dims)
     return Opened(opened.model, opened.dtype, opened.known, processor, head)
@@ -179,9 +214,13 @@ def open_model(place: str | Path, *, device: torch.device) -> OpenedModel:
     Raises:
         CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights.
     """
-    place = as_place(place)
+    return _open_model(*_found(as_place(place)), device)
+
+
+def _open_model(place: str, layout: Layout | None, device: torch.device) -> OpenedModel:
+    """Open the model that lies at a place. Raises as `open_model` does."""
     config = read_config(place)
-    model, sublayers = _load(place, config, torch.float32)
+    model, sublayers = _load(place, config, torch.float32, bare=_embeds(layout))
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -203,21 +242,21 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
     return known.get(name, torch.float32)
 
 
-def _load(place: str, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrainedModel, list[Sublayer]]:
-    """Open a checkpoint, dense or pruned, without its processor."""
+def _load(place: str, raw: dict[str, Any], dtype: torch.dtype, *, bare: bool) -> tuple[PreTrainedModel, list[Sublayer]]:
+    """Open a checkpoint, dense or pruned, without its processor; without the head of its model where that is `bare`."""
     model_type = str(raw.get("model_type", ""))
     _check_known(place, raw)
     try:
         with quiet_transformers():
             stated = {key: with_floats(value) for key, value in raw.items() if key not in _NOT_READ}
             config = AutoConfig.for_model(model_type).from_dict(stated)
-        stock = _stock_class(model_type, raw)
+        stock = _bare_class(place, config, raw) if bare else _stock_class(model_type, raw)
         plain = without_layer_sizes(config)
     except FROM_A_CONFIG as error:
         raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     shapes = shapes_in(Path(place)) if Path(place).is_dir() else None
     check_counts(place, plain, shapes, pruned=raw.get(METADATA_KEY) is not None)
-    return _open_weights(place, config, stock, dtype)
+    return _open_weights(place, config, stock, dtype, bare=bare)
 
 
 def _check_known(place: str, raw: dict[str, Any]) -> None:
@@ -245,8 +284,25 @@ def _stock_class(model_type: str, raw: dict[str, Any]) -> type[PreTrainedModel]:
     return found
 
 
+def _bare_class(place: str, config: PreTrainedConfig, raw: dict[str, Any]) -> type[PreTrainedModel]:
+    """The class without a head, as sentence-transformers opens a checkpoint whatever its config names.
+
+    Raises:
+        UnsupportedModelError: there is none, or it is more than sentence-transformers opens.
+    """
+    listed: Any = MODEL_MAPPING.get(type(config), None)
+    classes: tuple[Any, ...] = listed if isinstance(listed, tuple) else () if listed is None else (listed,)
+    if not classes or config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{place!r} makes embeddings with a part of a {config.model_type} (sentence-transformers opens its encoder "
+            "alone); only whole models are supported"
+        )
+    named = raw.get("architectures") or []
+    return next((each for each in classes if each.__name__ in named), classes[0])
+
+
 def _open_weights(
-    place: str, config: PreTrainedConfig, stock: type[PreTrainedModel], dtype: torch.dtype
+    place: str, config: PreTrainedConfig, stock: type[PreTrainedModel], dtype: torch.dtype, *, bare: bool
 ) -> tuple[PreTrainedModel, list[Sublayer]]:
     """The model with its weights, and its sublayers; transformers' errors as one line of ours."""
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
@@ -262,9 +318,28 @@ def _open_weights(
         raise CheckpointError(f"{place!r}: {CONFIG} is not usable: {first_lines(error)}") from error
     except RuntimeError as error:
         raise CheckpointError(f"{place!r}: the tensors do not fit {CONFIG} ({first_lines(error)})") from error
+    if bare:
+        info = _without_heads(model, info)
     nothing = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Constant)]
     _check_loading(place, stock.__name__, info, nothing)
     return model.eval(), sublayers
+
+
+@torch.no_grad()
+def _without_heads(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, Any]:
+    """What transformers says of the loading, but for a head in the file, and for a pooler that is not in it.
+
+    No embedding depends on such a pooler. It is all zeros then: random numbers would be others every time.
+    """
+    own = {model.base_model_prefix, *(name for name, _ in model.named_children())}
+    poolers = {key for key in info["missing_keys"] if _POOLER in key.split(".")}
+    for key in poolers:
+        model.get_parameter(key).zero_()
+    return {
+        **info,
+        "missing_keys": set(info["missing_keys"]) - poolers,
+        "unexpected_keys": {key for key in info["unexpected_keys"] if key.split(".")[0] in own},
+    }
 
 
 def _check_loading(place: str, name: str, info: dict[str, Any], nothing: Collection[str]) -> None:

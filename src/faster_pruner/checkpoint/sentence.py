@@ -1,68 +1,104 @@
 """Folders of sentence-transformers: what they do with the hidden states of their transformer.
 
-`modules.json` lists modules; the first is the transformer, whose files lie in the folder itself, the others (pooling, a
-Dense layer, normalisation) have numbered folders. They are opened by sentence-transformers' own code, and never by
-code that a folder names.
+The modules behind the transformer (see `layout`) are opened by sentence-transformers' own code, and never by code that
+a folder names.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from faster_pruner.checkpoint.layout import ANY_LIMITS, LIMITS, MODULES, PACKAGE, SETTINGS, Layout, is_own, kind_of
 from faster_pruner.checkpoint.quiet import quiet_transformers
 from faster_pruner.checkpoint.screening import first_lines, read_json
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.model.head import Head
 
-MODULES = "modules.json"
 POOLINGS = ("mean", "cls", "max", "lasttoken")
-SETTINGS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
-_PACKAGE = "sentence_transformers"
+# Modules that go on from the embeddings of tokens, or from that of the text.
+_SUPPORTED = ("Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
 _DOT = ("dot", "dot_product", "dot_score")
+# What folders call the prompt of documents. Every folder that sentence-transformers 6 saves has an empty "document".
+_OF_DOCUMENTS = ("document", "passage", "corpus")
 
 
-def is_sentence_transformer(place: str) -> bool:
-    """Whether a local folder is one of sentence-transformers that makes embeddings."""
-    file = Path(place) / MODULES
-    return file.is_file() and any(str(each.get("type", "")).endswith("Pooling") for each in _modules(place))
-
-
-def read_head(place: str, *, dims: Sequence[int] = ()) -> Head:
+def read_head(layout: Layout, *, dims: Sequence[int] = ()) -> Head:
     """What a folder of sentence-transformers does with hidden states.
 
     Args:
-        place: local folder.
+        layout: of the folder.
         dims: lengths of prefixes that are embeddings, too (Matryoshka).
 
     Raises:
         CheckpointError: modules that are not sentence-transformers' own, or cannot be opened.
         OptionError: sentence-transformers is not installed, or a prefix is as long as the vector.
     """
-    modules = _modules(place)
-    if modules[0].get("path"):
+    place = str(layout.root)
+    if not is_own(layout.modules[0]):
+        raise _strange(place, layout.modules[0])
+    opened = tuple(_opened(place, each) for each in layout.modules[1:])
+    settings = _settings(layout.root / SETTINGS)
+    limits = _limits(layout.transformer)
+    if "message" in (limits.get("modality_config") or {}):
         raise CheckpointError(
-            f"{place!r} keeps its transformer in a folder {modules[0]['path']!r} of its own; open it with "
-            "sentence-transformers 3 or newer and save it again: that puts the transformer into the folder itself"
+            f"{place!r} puts texts into its tokenizer's chat template ({LIMITS} lists the modality 'message'), which "
+            "is not supported; where it works on plain texts, leave that entry out"
         )
-    opened = tuple(_opened(place, each) for each in modules[1:])
-    settings = _settings(Path(place) / SETTINGS)
-    limits = _settings(Path(place) / LIMITS)
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
     longest = limits.get("max_seq_length")
     return Head(
         modules=opened,
         similarity="dot" if str(settings.get("similarity_fn_name") or "cosine") in _DOT else "cosine",
         longest=longest if type(longest) is int and longest > 0 else None,
+        lower=limits.get("do_lower_case") is True,
         prompt=str(prompts.get(default) or "") if default else "",
+        query_prompt=_first_of(prompts, ("query",)),
+        document_prompt=_first_of(prompts, _OF_DOCUMENTS),
         dims=tuple(dims),
     )
+
+
+def _first_of(prompts: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first prompt of these names that is not empty; else nothing."""
+    return next((str(prompts[name]) for name in names if prompts.get(name)), "")
+
+
+def fitted(head: Head, tokenizer: object) -> Head:
+    """A head that knows what its prompt is in tokens; the tokenizer becomes one that ignores case where it says so."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return head
+    if head.lower:
+        _ignore_case(tokenizer)
+    if not head.prompt or all(getattr(module, "include_prompt", True) for module in head.modules):
+        return head
+    return replace(head, left_out=prompt_tokens(tokenizer, head.prompt))
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Tokens of a text's beginning that are its prompt, as sentence-transformers counts them."""
+    ids: list[int] = list(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
+    # what a tokenizer puts behind every text is no part of the prompt
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
+
+
+def _ignore_case(tokenizer: Any) -> None:
+    """Lower the case of all letters, as sentence-transformers does where a folder asks for it."""
+    if tokenizer.is_fast:
+        own = tokenizer.backend_tokenizer
+        own.normalizer = Normalizers([Lowercase(), *([] if own.normalizer is None else [own.normalizer])])
+    else:
+        tokenizer.do_lower_case = True
 
 
 def head_of(model: Any, pooling: str, *, dims: Sequence[int] = ()) -> Head:
@@ -91,33 +127,25 @@ def write_head(folder: Path, head: Head) -> None:
         saved.save(str(folder / name))
         listed.append(_entry(place, name, type(module)))
     (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n")
-    (folder / LIMITS).write_text(json.dumps({"max_seq_length": head.longest, "do_lower_case": False}, indent=2) + "\n")
+    limits = {"max_seq_length": head.longest, "do_lower_case": head.lower}
+    (folder / LIMITS).write_text(json.dumps(limits, indent=2) + "\n")
 
 
 def _entry(place: int, path: str, kind: type) -> dict[str, Any]:
     return {"idx": place, "name": str(place), "path": path, "type": f"{kind.__module__}.{kind.__qualname__}"}
 
 
-def _modules(place: str) -> list[Mapping[str, Any]]:
-    """What modules.json lists. Raises CheckpointError."""
-    try:
-        found: Any = json.loads((Path(place) / MODULES).read_text(encoding="utf-8"))
-        assert isinstance(found, list)
-        assert found
-        assert all(isinstance(each, dict) and isinstance(each.get("path"), str) for each in found)
-    except (OSError, ValueError, AssertionError, RecursionError) as error:
-        raise CheckpointError(f"{place!r}: {MODULES} does not list the modules of a model") from error
-    return found
-
-
 def _opened(place: str, entry: Mapping[str, Any]) -> nn.Module:
     """One module, by sentence-transformers' own class."""
-    kind, path = str(entry.get("type", "")), str(entry["path"])
-    if not kind.startswith(f"{_PACKAGE}.") or Path(path).name != path:
-        raise CheckpointError(f"{place!r}: {MODULES} names {kind[:80]!r} in {path[:80]!r}; only its own are opened")
-    made = getattr(_known_modules(), kind.rpartition(".")[2], None)
-    if made is None:
-        raise CheckpointError(f"{place!r}: sentence-transformers has no module {kind[:80]!r}")
+    path = str(entry["path"])
+    if not is_own(entry):
+        raise _strange(place, entry)
+    if kind_of(entry) not in _SUPPORTED:
+        raise CheckpointError(
+            f"{place!r}: the module {kind_of(entry)[:80]!r} is not supported; supported are a Transformer and "
+            f"{', '.join(_SUPPORTED)}"
+        )
+    made = getattr(_known_modules(), kind_of(entry))
     if (Path(place) / path / "pytorch_model.bin").exists():
         raise CheckpointError(
             f"{place!r}: the weights of {path} are pytorch_model.bin, which is never unpickled; where you trust it, "
@@ -131,6 +159,18 @@ def _opened(place: str, entry: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
+def _strange(place: str, entry: Mapping[str, Any]) -> CheckpointError:
+    """A module that is not one of sentence-transformers' own."""
+    kind, path = str(entry.get("type", "")), str(entry["path"])
+    return CheckpointError(f"{place!r}: {MODULES} names {kind[:80]!r} in {path[:80]!r}; only its own are opened")
+
+
+def _limits(folder: Path) -> dict[str, Any]:
+    """Settings of the transformer as a module, under whichever name. Raises CheckpointError."""
+    files = [folder / LIMITS, *sorted(folder.glob(ANY_LIMITS))]
+    return _settings(next((file for file in files if file.is_file()), folder / LIMITS))
+
+
 def _settings(file: Path) -> dict[str, Any]:
     """The content of a settings file; nothing where there is none. Raises CheckpointError."""
     return read_json(file) if file.is_file() else {}
@@ -138,8 +178,8 @@ def _settings(file: Path) -> dict[str, Any]:
 
 def _known_modules() -> Any:
     """sentence-transformers' own modules. Raises OptionError where it is not installed."""
-    if find_spec(_PACKAGE) is None:
+    if find_spec(PACKAGE) is None:
         raise OptionError(
             "embeddings need sentence-transformers, which is not installed; install faster-pruner[embedding]"
         )
-    return import_module(f"{_PACKAGE}.sentence_transformer.modules")
+    return import_module(f"{PACKAGE}.sentence_transformer.modules")

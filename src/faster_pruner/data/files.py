@@ -11,7 +11,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
@@ -85,16 +85,33 @@ def read_rows(file: Path, suffix: str, *, split: str) -> Rows:
     Raises:
         DataError: it cannot be read, or does not hold rows.
     """
-    try:
+    with _told(file):
         found = READERS[suffix](file)
+    names = found.class_names if isinstance(found, _Table) else None
+    return Rows(found, place=file.name, split=split, folder=file.parent, class_names=names)
+
+
+def numbered_objects(file: Path) -> Generator[tuple[int, Row]]:
+    """The objects of a file of JSON lines, each with its line, one after the other: files may be larger than memory.
+
+    Raises:
+        DataError: it cannot be read, or a line holds no object.
+    """
+    with _told(file), _opened(file) as stream:
+        yield from _numbered(file, stream)
+
+
+@contextmanager
+def _told(file: Path) -> Generator[None]:
+    """What goes wrong with a file inside becomes a DataError."""
+    try:
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file.name!r} is not a whole gzip file: {_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file.name!r} is not UTF-8 text (at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {_reason(error)}") from error
-    names = found.class_names if isinstance(found, _Table) else None
-    return Rows(found, place=file.name, split=split, folder=file.parent, class_names=names)
 
 
 def _reason(error: BaseException) -> str:
@@ -119,15 +136,15 @@ def _text_lines(file: Path) -> list[Row]:
 def _json_lines(file: Path) -> list[Row]:
     """One object per line; empty lines are none."""
     with _opened(file) as stream:
-        return _from_lines(file, stream)
+        return [row for _, row in _numbered(file, stream)]
 
 
-def _from_lines(file: Path, lines: Iterable[str]) -> list[Row]:
-    rows: list[Row] = []
+def _numbered(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
+    """The object of every line that is not empty, and the line's number."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            rows.append(_object(_parsed(line, f"{file.name}, line {number}"), f"{file.name}, line {number}"))
-    return rows
+            where = f"{file.name}, line {number}"
+            yield number, _object(_parsed(line, where), where)
 
 
 def _json(file: Path) -> list[Row]:
@@ -135,7 +152,7 @@ def _json(file: Path) -> list[Row]:
     with _opened(file) as stream:
         text: str = stream.read()
     if not text.lstrip().startswith("["):
-        return _from_lines(file, text.split("\n"))
+        return [row for _, row in _numbered(file, text.split("\n"))]
     found: list[Any] = _parsed(text, file.name)
     return [_object(each, f"{file.name}, row {number}") for number, each in enumerate(found, start=1)]
 

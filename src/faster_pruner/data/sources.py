@@ -7,9 +7,11 @@ either directly inside it or inside ``<folder>/<task>/``. Images and sounds may 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ class Source:
         hub: data set id on the hub, used when there is no folder.
         hub_config: its configuration.
         file: a single file in place of the folder.
+        together: column of that file; rows with the same value are held back together. Empty for any rows.
+        documents: most documents of a retrieval folder that queries are evaluated against.
     """
 
     folder: Path | None = None
@@ -39,6 +43,8 @@ class Source:
     hub: str = ""
     hub_config: str | None = None
     file: Path | None = None
+    together: str = ""
+    documents: int = 100_000
 
     @property
     def description(self) -> str:
@@ -73,7 +79,7 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
         DataError: no such folder, file or split, or a file that cannot be read.
     """
     if source.file is not None:
-        rows = _part_of(source.file, held_back=names[0] not in TRAIN_SPLITS)
+        rows = _part_of(source.file, held_back=names[0] not in TRAIN_SPLITS, together=source.together)
     else:
         rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
     if not rows:
@@ -81,12 +87,31 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
     return rows
 
 
-def _part_of(file: Path, *, held_back: bool) -> Rows:
+def _part_of(file: Path, *, held_back: bool, together: str = "") -> Rows:
     """The rows of a single file that are held back to judge by, or the others; the same ones every time."""
     rows = rows_of_file(file, split="held back" if held_back else "train")
     count = min(_MOST_HELD_BACK, max(1, len(rows) // _HELD_BACK))
     mixed = sample(rows, len(rows), seed=0)
+    if together:
+        mixed, count = _grouped(mixed, together, count)
     return mixed[:count] if held_back else mixed[count:]
+
+
+def _grouped(rows: Rows, column: str, count: int) -> tuple[Rows, int]:
+    """The rows with those of one value side by side, and the first number of at least `count` that tears none apart.
+
+    Where all rows have one value, they stay as they are.
+    """
+    numbers: dict[str, int] = {}
+    # a value may be anything, until somebody reads it as what it should be
+    own = [numbers.setdefault(repr(row.get(column)), len(numbers)) for row in rows]
+    if len(numbers) < 2:
+        return rows, count
+    sizes = Counter(own)
+    # the last one is never held back
+    ends = list(accumulate(sizes[number] for number in range(len(numbers) - 1)))
+    order = sorted(range(len(rows)), key=own.__getitem__)
+    return rows.chosen(order), next((end for end in ends if end >= count), ends[-1])
 
 
 def rows_of_file(file: Path, *, split: str) -> Rows:

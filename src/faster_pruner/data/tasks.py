@@ -60,11 +60,13 @@ class Data:
 
     Attributes:
         task: a task by name, or a kind of task by the hub's name; None for whatever the model was made for.
-        folder: local folder with one file per split; None for the hub.
+        folder: local folder with one file per split, or a retrieval folder as BEIR has them; None for the hub.
         columns: in place of the task's own.
         file: a single file of rows in place of a folder; a part of it is held back to judge by.
         pooling: how an encoder without a head makes one vector of many: mean, cls, max or lasttoken.
         dims: lengths of prefixes of an embedding that are embeddings, too (Matryoshka).
+        documents: most documents of a retrieval folder that queries are evaluated against: of a larger corpus the
+            judged ones, and a sample of the others.
     """
 
     task: str | None = None
@@ -73,6 +75,7 @@ class Data:
     file: str | Path | None = None
     pooling: str | None = None
     dims: tuple[int, ...] = ()
+    documents: int = 100_000
 
     def __post_init__(self) -> None:
         made_of("task", self.task, (str, type(None)))
@@ -82,6 +85,7 @@ class Data:
         made_of("pooling", self.pooling, (str, type(None)))
         for size in self.dims:
             whole_number("dims", size, 1)
+        whole_number("documents", self.documents, 1)
         if self.file is not None and self.folder is not None:
             raise OptionError("a folder of rows and a single file of rows were given; one of them is enough")
 
@@ -136,6 +140,7 @@ class Data:
             hub=task.hub,
             hub_config=task.hub_config,
             file=None if self.file is None else Path(self.file),
+            documents=self.documents,
         )
 
 

@@ -43,7 +43,9 @@ def strangers(folder: Path) -> list[str]:
     if listed is None:
         known = _is_marked(folder / _CONFIG) and (folder / RESULT_FILE).is_file()
         listed = {name for name in names_in(folder) if known and _WITHOUT_A_LIST.fullmatch(name)}
-    return [name for name in names_in(folder) if name not in listed and not is_our_file(folder / name)]
+    # what is in folders is named itself
+    others = [name for name in names_in(folder) if name not in listed and not is_our_file(folder / name)]
+    return [name for name in others if not (folder / name).is_dir() or not any((folder / name).iterdir())]
 
 
 def _listed(folder: Path) -> set[str] | None:

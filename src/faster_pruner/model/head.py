@@ -20,7 +20,10 @@ class Head:
         similarity: what embeddings are compared by: "cosine" or "dot".
         longest: most tokens of a text; None for as many as the model takes.
         prompt: put in front of every text.
+        query_prompt, document_prompt: in place of it where texts are known to be queries, or documents.
         dims: lengths of prefixes that are embeddings, too, shorter than the whole (Matryoshka).
+        left_out: tokens of the prompt, where pooling leaves the prompt out; else 0.
+        lower: whether case is ignored.
     """
 
     modules: tuple[nn.Module, ...]
@@ -28,6 +31,10 @@ class Head:
     longest: int | None = None
     prompt: str = ""
     dims: tuple[int, ...] = ()
+    left_out: int = 0
+    lower: bool = False
+    query_prompt: str = ""
+    document_prompt: str = ""
 
     def __call__(self, returned: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """[B, d]: embeddings, as they are compared."""
@@ -35,6 +42,8 @@ class Head:
         mask = inputs.get("attention_mask")
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device) if mask is None else mask
         features: Any = {**inputs, "token_embeddings": tokens, "attention_mask": mask}
+        if self.left_out:
+            features["prompt_length"] = self.left_out
         for module in self.modules:
             features = module.to(tokens.device)(features)
         return self.compared(features["sentence_embedding"].float())

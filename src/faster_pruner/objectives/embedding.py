@@ -5,6 +5,8 @@ the sentence-transformers folder. Two embeddings are compared by their cosine or
 vector is normalised first, so that only changes along the unit sphere count. The likelihood is Gaussian.
 
 Of Matryoshka models shorter prefixes are embeddings, too: each, normalised by itself, is a part of the prediction.
+
+What a search finds, of queries and documents, is judged in `retrieval`.
 """
 
 from __future__ import annotations
@@ -31,15 +33,17 @@ from faster_pruner.objectives.encoding import (
     require_columns,
 )
 from faster_pruner.objectives.likelihoods import Gaussian
+from faster_pruner.objectives.neighbours import nearest, shared, unit
 from faster_pruner.objectives.objective import Metric, Objective, OfRows, Predicted, Predictions
+from faster_pruner.objectives.retrieval import Ranking, discounted_gains, found_again, recalls, similarities
 
 TASK = "embedding"
 AUTO_CLASS = "AutoModel"
 COLUMNS = ("text", None, "")
 
 _PIPELINE_TAG = "sentence-similarity"
-# Neighbours that are compared, pairs of texts whose similarities are, and rows of a product at once.
-_NEAREST, _PAIRS, _BLOCK = 10, 10_000, 512
+# Neighbours that are compared, and pairs of texts whose similarities are.
+_NEAREST, _PAIRS = 10, 10_000
 
 
 def without_head(config: Any) -> Objective:
@@ -83,6 +87,7 @@ def objective_for(head: Head) -> Objective:
         auto_class=AUTO_CLASS,
         pipeline_tag=_PIPELINE_TAG,
         library="sentence-transformers",
+        opener="SentenceTransformer",
     )
 
 
@@ -91,50 +96,46 @@ def _of_pairs(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
     del dense
     if not isinstance(predicted.context, Pairs):
         return None
-    similarity = (_unit(predicted.values[0::2]) * _unit(predicted.values[1::2])).sum(axis=1)
+    similarity = (unit(predicted.values[0::2]) * unit(predicted.values[1::2])).sum(axis=1)
     return np.stack([similarity, predicted.context.scores], axis=1)
 
 
 def _similarities(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
-    """[M, 2]: similarities of the same random pairs of texts in both models."""
+    """[M, 2]: similarities of the same random pairs of texts in both models; of queries and documents in a search."""
+    if isinstance(predicted.context, Ranking):
+        return similarities(predicted.context, predicted, dense)
     count = len(predicted.values)
     if count < 3:
         return None
     generator = np.random.default_rng(0)
     one, other = generator.integers(0, count, (2, _PAIRS))
     chosen = one != other
-    pairs = [(_unit(p.values)[one] * _unit(p.values)[other]).sum(axis=1)[chosen] for p in (predicted, dense)]
+    pairs = [(unit(p.values)[one] * unit(p.values)[other]).sum(axis=1)[chosen] for p in (predicted, dense)]
     return np.stack(pairs, axis=1)
 
 
 def _neighbours(predicted: Predicted, dense: Predicted) -> np.ndarray | None:
-    """[N, 1]: share of each text's nearest neighbours that it has in the dense model, too."""
-    nearest = min(_NEAREST, len(predicted.values) - 1)
-    if nearest < 1:
+    """[N, 1]: share of each text's nearest neighbours that it has in the dense model, too; in a search, of each query's
+    first documents.
+    """
+    if isinstance(predicted.context, Ranking):
+        return found_again(predicted.context, predicted, dense)
+    count = min(_NEAREST, len(predicted.values) - 1)
+    if count < 1:
         return None
-    theirs = _nearest(dense.values, nearest)
-    mine = theirs if predicted is dense else _nearest(predicted.values, nearest)
-    return np.array([[len(set(a) & set(b)) / nearest] for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
+    theirs = _nearest(dense.values, count)
+    return shared(theirs, theirs if predicted is dense else _nearest(predicted.values, count))
 
 
 def _nearest(values: np.ndarray, count: int) -> np.ndarray:
     """[N, count]: the other texts with the largest cosine."""
-    unit, found = _unit(values), list[np.ndarray]()
-    for start in range(0, len(unit), _BLOCK):
-        similarity = unit[start : start + _BLOCK] @ unit.T
-        rows = np.arange(len(similarity))
-        similarity[rows, start + rows] = -np.inf
-        found.append(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
-    return np.concatenate(found)
+    vectors = unit(values)
+    return nearest(vectors, vectors, count, without=np.arange(len(vectors)))
 
 
 def _cosines(predicted: Predicted, dense: Predicted) -> np.ndarray:
     """[N, 1]: cosine of each text's embeddings in both models."""
-    return (_unit(predicted.values) * _unit(dense.values)).sum(axis=1, keepdims=True)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return values / np.linalg.norm(values, axis=1, keepdims=True).clip(min=1e-12)
+    return (unit(predicted.values) * unit(dense.values)).sum(axis=1, keepdims=True)
 
 
 def _correlation(lines: np.ndarray) -> float:
@@ -150,6 +151,8 @@ def _mean(lines: np.ndarray) -> float:
 
 
 METRICS: dict[str, Metric] = {
+    "ndcg@10": OfRows(discounted_gains, _mean),
+    "recall@100": OfRows(recalls, _mean),
     "spearman": OfRows(_of_pairs, _correlation),
     "neighbours": OfRows(_neighbours, _mean, compares=True),
     "similarities": OfRows(_similarities, _correlation, compares=True),

@@ -108,6 +108,7 @@ class Objective:
         auto_class: name of transformers' auto class for such models; empty for none.
         pipeline_tag: the hub's name for the task; empty for none.
         library: by which the hub says such models are opened.
+        opener: its class that does, where that is no auto class of transformers.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Objective:
     auto_class: str = ""
     pipeline_tag: str = ""
     library: str = "transformers"
+    opener: str = ""
 
     def values(self, returned: Any, batch: Batch) -> Tensor:
         """[P, C]: the predictions alone."""

@@ -12,7 +12,8 @@ from faster_pruner.data.tasks import Task
 from faster_pruner.errors import OptionError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of
 from faster_pruner.model.head import Head
-from faster_pruner.objectives import answering, audio, classification, embedding, image, language, tokens
+from faster_pruner.model.scoring import Scoring
+from faster_pruner.objectives import answering, audio, classification, embedding, image, language, reranking, tokens
 from faster_pruner.objectives.objective import Objective
 
 
@@ -58,6 +59,8 @@ class Kind:
         columns: usual names of the columns: the first or only input, the second one (None for none), the label.
         processor: what turns rows into inputs: "tokenizer", "image processor" or "feature extractor".
         headed: of a model whose head is no part of its class (pooling), from that head; None elsewhere.
+        scored: of a model whose folder says how its one score is used, from what it says; None elsewhere.
+        together: rows with the same first input belong together: of a single file they are held back together.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Kind:
     columns: tuple[str, str | None, str]
     processor: str = "tokenizer"
     headed: Callable[[Head], Objective] | None = None
+    scored: Callable[[Scoring], Objective] | None = None
+    together: bool = False
 
     def completed(self, task: Task) -> Task:
         """A task of this kind, with the usual columns where it names none."""
@@ -80,40 +85,58 @@ class Kind:
         )
 
 
-def kind_of(model: Any) -> Kind:
-    """The kind of task that a transformers model was made for, from its class.
+def kinds_of(model: Any) -> list[Kind]:
+    """The kinds of tasks that a transformers model can be for, by its class, the usual one first.
 
     Raises:
         UnsupportedModelError: none is known for its class.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
-    by_auto_class = {kind.auto_class: kind for kind in KINDS.values()}
+    text = getattr(model, "main_input_name", "") == "input_ids"
     for auto in auto_classes_of(name, str(getattr(config, "model_type", ""))):
-        text = getattr(model, "main_input_name", "") == "input_ids"
-        if auto in by_auto_class and (text or by_auto_class[auto].headed is None):
-            return by_auto_class[auto]
-    known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in by_auto_class)
+        found = [kind for kind in KINDS.values() if kind.auto_class == auto and (text or kind.headed is None)]
+        if found:
+            return found
+    autos = dict.fromkeys(kind.auto_class for kind in KINDS.values())
+    known = " or ".join("..." + auto.removeprefix("AutoModel") for auto in autos)
     raise UnsupportedModelError(
         f"this is a {name}; a {known} is needed (any other model can be pruned from Python, for an objective of your "
         "own)"
     )
 
 
-def kind_for(model: Any, task: Task) -> Kind:
-    """The kind of a model's tasks, which must be that of the task.
+def kind_of(model: Any, scoring: Scoring | None = None) -> Kind:
+    """The kind of task that a transformers model was made for, from its class.
+
+    Args:
+        model: of the transformers library.
+        scoring: what its folder says of its one score, if anything: then it is for that.
+
+    Raises:
+        UnsupportedModelError: none is known for its class.
+    """
+    own = kinds_of(model)
+    return next((kind for kind in own if (kind.scored is None) == (scoring is None)), own[0])
+
+
+def kind_for(model: Any, task: Task, scoring: Scoring | None = None) -> Kind:
+    """The kind of a task that a model can be for; where the task says nothing, what the model was made for.
 
     Raises:
         UnsupportedModelError: none is known for the model's class.
-        OptionError: the task is of another kind.
+        OptionError: the task is of a kind that it is not for.
     """
-    found = kind_of(model)
-    if task.kind and task.kind != found.name:
-        raise OptionError(
-            f"this is a {type(model).__name__}, made for {found.name}; task {task.name or task.kind!r} is of the kind "
-            f"{task.kind}, for which a ...{KINDS[task.kind].auto_class.removeprefix('AutoModel')} is needed",
-            option="task",
-        )
-    return found
+    usual = kind_of(model, scoring)
+    if not task.kind:
+        return usual
+    for kind in kinds_of(model):
+        if kind.name == task.kind:
+            return kind
+    raise OptionError(
+        f"this is a {type(model).__name__}, made for {usual.name}; task {task.name or task.kind!r} is of the kind "
+        f"{task.kind}, for which a ...{KINDS[task.kind].auto_class.removeprefix('AutoModel')} is needed",
+        option="task",
+    )
 
 
 def objective_of(model: Any) -> Objective:
@@ -134,6 +157,15 @@ KINDS: dict[str, Kind] = {
             objective=classification.objective_for,
             encode=classification.encode,
             columns=classification.COLUMNS,
+        ),
+        Kind(
+            name=reranking.TASK,
+            auto_class=reranking.AUTO_CLASS,
+            objective=reranking.objective_for,
+            encode=reranking.encode,
+            columns=reranking.COLUMNS,
+            scored=reranking.scored,
+            together=True,
         ),
         Kind(
             name=tokens.TASK,
