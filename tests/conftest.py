@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,12 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timing, "_FEWEST_PAIRS", 2)
     monkeypatch.setattr(timing, "_SECONDS_PER_SHAPE", 0.0)
+
+
+@pytest.fixture
+def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Temporary folders go where they can be counted: none is left behind."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert list(folder.iterdir()) == []

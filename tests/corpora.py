@@ -12,6 +12,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from faster_pruner import Columns, Data, PruneResult, prune
+
 _LATIN, _CYRILLIC = (
     ("ba", "de", "fi", "go", "ku", "la", "me", "no", "pi", "ru", "sta", "tre"),
     ("ба", "де", "фи", "го", "ку", "ла", "ме", "но", "пи", "ру", "ста", "тре"),
@@ -153,3 +155,29 @@ def save(folder: Path, model: PreTrainedModel, kind: str, *, called: str | None 
         # as that class has it: some build their own post-processor
         AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
+
+
+def write_rows(folder: Path, *, validation: str = "latin") -> Data:
+    """Rows in one alphabet to calibrate on, and in the same or another one to evaluate on."""
+    folder.mkdir()
+    for split, part in (("train", sentences("latin")[:48]), ("validation", sentences(validation)[48:72])):
+        rows = "".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(part))
+        (folder / f"{split}.jsonl").write_text(rows)
+    return Data(folder=folder, columns=Columns(text="text", label="label"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything that a folder holds beside reports, which tell how long things took."""
+    told = ("result.json", "README.md")
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in told
+    }
+
+
+def pruned(*arguments: Any, **options: Any) -> PruneResult:
+    """What a run that prunes units gives."""
+    result = prune(*arguments, **options)
+    assert isinstance(result, PruneResult)
+    return result

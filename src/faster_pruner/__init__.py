@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from faster_pruner.checkpoint.auto import watch as _watch
 
 if TYPE_CHECKING:
+    from faster_pruner.api.corpus import Vocabulary
     from faster_pruner.api.cut import cut_again
     from faster_pruner.api.evaluate import evaluate
     from faster_pruner.api.in_memory import PrunedModel, prune_model
@@ -46,6 +47,7 @@ _HOMES = {
     "PrunedModel": "api.in_memory",
     "Run": "api.run",
     "SolverOptions": "options",
+    "Vocabulary": "api.corpus",
     "VocabularyResult": "api.vocabulary",
     "cut_again": "api.cut",
     "evaluate": "api.evaluate",
@@ -71,6 +73,7 @@ __all__ = [
     "PrunedModel",
     "Run",
     "SolverOptions",
+    "Vocabulary",
     "VocabularyResult",
     "cut_again",
     "evaluate",

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from faster_pruner.costs.budget import Bound, Budget, Limit, as_budget, bounds_of
+from faster_pruner.costs.budget import (
+    Bound,
+    Budget,
+    Limit,
+    as_any_budget,
+    as_budget,
+    bounds_of,
+    in_amounts,
+    spendings,
+)
 from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import BudgetError, OptionError
 from faster_pruner.model.spec import Sublayer, resolve
@@ -112,6 +121,43 @@ def test_a_share_is_a_budget_and_limits_add_up() -> None:
     }
     with pytest.raises(BudgetError, match="between 0 and 1"):
         as_budget(-0.5)
+
+
+def test_all_of_the_macs_limits_nothing() -> None:
+    """A budget like that is for whoever makes a model smaller in another way; nobody else takes it."""
+    for share in (1, 1.0):
+        assert not Budget(macs=share).prunes
+        assert as_any_budget(share).all_limits == ()
+        with pytest.raises(BudgetError, match="to keep is 1, which prunes nothing; it must be between 0 and 1"):
+            as_budget(share)
+    limit = Limit(cost="bytes", amount=1e6)
+    both = Budget(macs=1.0, limits=(limit,))
+    assert both.prunes
+    assert as_budget(both).all_limits == (limit,)
+    for wrong in (True, 1.0001, "1"):
+        with pytest.raises(BudgetError, match="between 0 and 1"):
+            Budget(macs=wrong)  # type: ignore[arg-type]
+
+
+def test_shares_of_a_larger_model_as_amounts(model: nn.Module, sublayers: list[Sublayer]) -> None:
+    """The other parts have become smaller meanwhile; what was asked for is a share of what they were."""
+    larger = nn.ModuleList([model, nn.Linear(999, 1)])
+    limits = (
+        Limit(cost="parameters", share=0.7),
+        Limit(cost="bytes", amount=5.0),
+        Limit(cost=Milliseconds(), share=0.5),
+    )
+    found = in_amounts(Budget(macs=0.5, limits=limits), larger, sublayers, LENGTHS, bytes_each=4)
+    everything = parameters_of(model) + 1000
+    assert found.macs == 0.5
+    assert [limit.share for limit in found.limits] == [None, None, None]
+    assert [limit.amount for limit in found.limits] == pytest.approx([0.7 * everything, 5.0, 0.5 * (2 + 2 * 5.5)])
+    keeps = {s.name: s.units for s in sublayers}
+    macs, parameters, _, own = spendings(found, model, sublayers, keeps, LENGTHS, bytes_each=4, dense=larger)
+    assert macs.asked == pytest.approx(0.5 * macs.dense)
+    assert (parameters.dense, parameters.pruned) == (everything, parameters_of(model))
+    assert parameters.asked == pytest.approx(0.7 * everything)
+    assert own.dense == own.pruned == 13
 
 
 def test_a_share_of_the_macs(model: nn.Module, sublayers: list[Sublayer]) -> None:

@@ -3,21 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from faster_pruner.api.rows import describe
-from faster_pruner.checks import made_of, shown
+from faster_pruner.checks import LARGEST_SEED, at_least, made_of, shown, whole_number
 from faster_pruner.data.files import Rows
 from faster_pruner.data.sources import TRAIN_SPLITS, load_split, rows_of_file
 from faster_pruner.data.tasks import Data
 from faster_pruner.errors import OptionError
+from faster_pruner.host.folders import Output
 from faster_pruner.objectives.encoding import check_texts, require_columns
 
 _USUAL = "text"
 
+Texts = Iterable[str] | Data | Sequence[Data]
 
-def as_corpus(given: Iterable[str] | Data | Sequence[Data]) -> list[str | Data]:
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts that say which tokens stay, and others that tell what that does to texts not seen."""
+
+    voting: list[str]
+    held_out: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Which tokens of a vocabulary stay: those that texts use, and what every other text needs.
+
+    Attributes:
+        texts: the corpus; of `Data` the training rows, or all rows of a single file.
+        held_out: share of the texts that has no say, and shows how much of unseen texts is encoded in another way.
+        seed: of which texts those are.
+    """
+
+    texts: Texts
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # what can be read only once is read here
+        object.__setattr__(self, "texts", tuple(as_corpus(self.texts)))
+        at_least("held_out", self.held_out, 0.0)
+        if self.held_out >= 1:
+            raise OptionError(
+                f"held_out is {self.held_out:g}; it must be below 1: the other texts say which tokens stay"
+            )
+        whole_number("seed", self.seed, 0, LARGEST_SEED)
+
+    def check(self, output: Output, *, reads: str) -> None:
+        """Before any work: the output may be written. Raises OptionError, OutputError.
+
+        Args:
+            output: of the run.
+            reads: the model.
+        """
+        if output.statistics_path is not None:
+            raise OptionError(
+                "a vocabulary is pruned without statistics; leave out the folder for them, or prune the vocabulary "
+                "alone and keep the statistics of what comes out"
+            )
+        for rows in [None, *places_of(as_corpus(self.texts))]:
+            output.check(reads=[reads], rows=rows)
+
+    def read(self) -> Corpus:
+        """The corpus, in the order in which it came; a share of the texts, drawn, is held out. Raises DataError."""
+        texts = texts_of(as_corpus(self.texts))
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        chosen = set(order[: int(self.held_out * len(texts))])
+        return Corpus(
+            [text for i, text in enumerate(texts) if i not in chosen],
+            [text for i, text in enumerate(texts) if i in chosen],
+        )
+
+
+def as_vocabulary(given: Texts | Vocabulary) -> Vocabulary:
+    """Texts as a vocabulary with the usual options; a vocabulary as it is. Raises OptionError."""
+    return given if isinstance(given, Vocabulary) else Vocabulary(texts=given)
+
+
+def as_corpus(given: Texts) -> list[str | Data]:
     """What a corpus consists of, texts and data. Raises OptionError where something else was given."""
     if isinstance(given, Data):
         return [given]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from faster_pruner.checkpoint.companions import NONE, Companions
@@ -21,9 +22,29 @@ from faster_pruner.objectives.objective import Objective
 from faster_pruner.options import CalibrationOptions, Method
 from faster_pruner.progress import StageClock
 from faster_pruner.runtimes.timing import SHAPES, fastest_multiple
+from faster_pruner.vocabulary.measured import VocabularyReport
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """What a pruned model is compared with.
+
+    Attributes:
+        model: as it was given.
+        objective: what it is for.
+        splits: rows to evaluate on, as it takes them.
+        timed_on: inputs on which it is timed.
+        new_ids: by its own ids of tokens those of the pruned model, where that has fewer tokens; else empty.
+    """
+
+    model: nn.Module
+    objective: Objective
+    splits: Mapping[str, EncodedRows]
+    timed_on: Sequence[dict[str, Tensor]]
+    new_ids: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +66,8 @@ class Job:
         head: what makes one vector of what the model returns, of an embedding model.
         splits: rows to evaluate on.
         licence: of the dense model, where it is known.
+        given: the model with all its tokens, where its vocabulary was pruned before it was calibrated.
+        vocabulary: what was measured of that.
     """
 
     name: str
@@ -61,6 +84,15 @@ class Job:
     splits: dict[str, EncodedRows] = field(default_factory=dict[str, EncodedRows])
     licence: str | None = None
     place: str = ""
+    given: Dense | None = None
+    vocabulary: VocabularyReport | None = None
+
+    @property
+    def dense(self) -> Dense:
+        """What the pruned model is compared with: the model as it was given."""
+        subject = self.calibrated.subject
+        own = Dense(model=subject.model, objective=subject.objective, splits=self.splits, timed_on=self.timed_on)
+        return self.given or own
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

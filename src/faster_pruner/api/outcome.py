@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
+from faster_pruner.errors import DataError
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
 from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
@@ -28,11 +30,12 @@ from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
-from faster_pruner.objectives.objective import Predicted
+from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted
 from faster_pruner.progress import Progress, StageClock
 from faster_pruner.report.card import CARD_FILE, minimal_card, model_card
 from faster_pruner.results import Confidence, Evaluation, Latency, PruneReport, SizeResult, strict_json
 from faster_pruner.runtimes.timing import measure
+from faster_pruner.vocabulary.measured import VOCABULARY, VocabularyReport
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
@@ -52,11 +55,13 @@ class PruneResult:
         model: the pruned model, a stock transformers class.
         processor: its tokenizer, image processor or feature extractor.
         report: everything that was measured; the same as `result.json`.
+        vocabulary: what was measured of its tokens, where those were pruned, too.
     """
 
     model: PreTrainedModel
     processor: Processor
     report: PruneReport
+    vocabulary: VocabularyReport | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -91,7 +96,14 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
                 _evaluate(job, pruned, split, measured, clock.progress)
     with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
         tokens = round(next(iter(job.calibrated.data.lengths.values())))
-        measured.latency = measure(subject.model, pruned.model, job.timed_on, tokens=tokens, progress=clock.progress)
+        measured.latency = measure(
+            job.dense.model,
+            pruned.model,
+            job.timed_on,
+            dense_inputs=job.dense.timed_on,
+            tokens=tokens,
+            progress=clock.progress,
+        )
     report = replace(
         _report(job, pruned),
         before=measured.before,
@@ -125,18 +137,29 @@ class _Measured:
 
 def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progress: Progress) -> None:
     """Metrics of one split before and after, with their confidence."""
-    rows = job.splits[split]
-    subject = job.calibrated.subject
-    objective, predicted, found = subject.objective, list[Predicted](), list[Evaluation]()
-    for model in (subject.model, pruned.model):
-        predicted.append(predict_rows(model, objective, rows))
-        found.append(evaluate(predicted[-1], objective, split=split, rows=rows.judged, dense=predicted[0]))
+    dense, objective = job.dense, job.calibrated.subject.objective
+    sides = (
+        (dense.model, dense.objective, dense.splits[split]),
+        (pruned.model, objective, job.splits[split]),
+    )
+    predicted, found = list[Predicted](), list[Evaluation]()
+    for model, own, rows in sides:
+        predicted.append(predict_rows(model, own, rows))
+        found.append(evaluate(predicted[-1], own, split=split, rows=rows.judged, dense=predicted[0]))
         progress.step()
     # both or neither: a metric is read against the other one
     measured.before[split], measured.after[split] = found
     primary = found[1].primary
     with measured.unless_it_fails(f"split {split!r}: {primary} has no confidence interval"):
+        _check_pairs(objective, primary, *predicted)
         measured.confidence[split] = confidence(primary, objective, *predicted)
+
+
+def _check_pairs(objective: Objective, metric: str, before: Predicted, after: Predicted) -> None:
+    """Raise DataError where a metric of single predictions finds no pairs: another tokenizer may make more of a row."""
+    by_row = isinstance(objective.metrics[metric], ByRow | OfRows)
+    if not by_row and not np.array_equal(before.rows, after.rows):
+        raise DataError("with its new tokens the pruned model makes other numbers of predictions of a row")
 
 
 def one_line(error: Exception) -> str:
@@ -150,11 +173,19 @@ def _report(job: Job, pruned: Pruned) -> PruneReport:
     subject, lengths = calibrated.subject, calibrated.data.lengths
     taking_part = {s.name for s in calibrated.sublayers}
     left = [s for s in pruned.sublayers if s.name in taking_part]
-    dense = _size(subject.model, calibrated.sublayers, lengths, subject.dtype)
+    dense = _size(job.dense.model, calibrated.sublayers, lengths, subject.dtype)
     small = _size(pruned.model, left, lengths, subject.dtype)
     keeps = {s.name: s.units for s in left}
     bytes_each = subject.dtype.itemsize
-    limits = spendings(job.budget, subject.model, calibrated.sublayers, keeps, lengths, bytes_each=bytes_each)
+    limits = spendings(
+        job.budget,
+        subject.model,
+        calibrated.sublayers,
+        keeps,
+        lengths,
+        bytes_each=bytes_each,
+        dense=job.dense.model,
+    )
     return PruneReport(
         model=job.name,
         task=job.task,
@@ -225,12 +256,14 @@ def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, 
     bits = {sublayer: "".join(map(str, mask.int().tolist())) for sublayer, mask in pruned.masks.items()}
     (folder / MASKS_FILE).write_text(json.dumps(bits, indent=0) + "\n")
     try:
-        card = model_card(report, objective=job.calibrated.subject.objective, licence=job.licence, folder=name)
+        objective = job.calibrated.subject.objective
+        card = model_card(report, objective=objective, licence=job.licence, folder=name, vocabulary=job.vocabulary)
         encoded = card.encode()
     except Exception as error:  # names and licences are strangers' texts; the weights are worth more than their card
         report = replace(report, warnings=[*report.warnings, f"the model card is a short one: {one_line(error)}"])
         encoded = minimal_card(report).encode(errors="replace")
     (folder / CARD_FILE).write_bytes(encoded)
     files = sorted({*names_in(folder), RESULT_FILE})
-    (folder / RESULT_FILE).write_text(strict_json({**report.to_json(), FILES: files}), encoding="utf-8")
+    found = report.to_json() | ({} if job.vocabulary is None else {VOCABULARY: job.vocabulary.to_json()})
+    (folder / RESULT_FILE).write_text(strict_json({**found, FILES: files}), encoding="utf-8")
     return report

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
+from torch import nn
+
+from faster_pruner.api.corpus import Corpus, Texts, Vocabulary, as_vocabulary
+from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
 from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
+from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
+from faster_pruner.api.vocabulary import VocabularyResult, prune_vocabulary
 from faster_pruner.checkpoint.companions import NONE, read_companions
-from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place
-from faster_pruner.costs.budget import Budget, as_budget
-from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.costs.budget import Budget, as_any_budget, in_amounts, spendings
+from faster_pruner.data.sources import Source
+from faster_pruner.data.tasks import Data, Task, as_data
+from faster_pruner.errors import BudgetError
 from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
+from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.method.kept import About, kept_bytes, save_statistics
 from faster_pruner.model.precision import choose_precision, usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -25,60 +34,142 @@ from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
 
-@usual_torch()
+@overload
 def prune(
     model: str | Path,
-    data: str | Data,
+    data: str | Data | None = None,
     *,
     macs: float | Budget,
     output: str | Path | Output | None = None,
     method: Method | str = "default",
     calibration: CalibrationOptions | None = None,
     run: Run | None = None,
-) -> PruneResult:
+    vocabulary: None = None,
+) -> PruneResult: ...
+
+
+@overload
+def prune(
+    model: str | Path,
+    data: str | Data | None = None,
+    *,
+    macs: float | Budget,
+    output: str | Path | Output | None = None,
+    method: Method | str = "default",
+    calibration: CalibrationOptions | None = None,
+    run: Run | None = None,
+    vocabulary: Texts | Vocabulary | None = None,
+) -> PruneResult | VocabularyResult: ...
+
+
+@usual_torch()
+def prune(
+    model: str | Path,
+    data: str | Data | None = None,
+    *,
+    macs: float | Budget,
+    output: str | Path | Output | None = None,
+    method: Method | str = "default",
+    calibration: CalibrationOptions | None = None,
+    run: Run | None = None,
+    vocabulary: Texts | Vocabulary | None = None,
+) -> PruneResult | VocabularyResult:
     """Prune a fine-tuned checkpoint to a budget; evaluate, time, save, reopen and verify it.
 
     Args:
         model: local folder or hub id of a fine-tuned model.
         data: what it is calibrated and evaluated on: a known task by name (its rows come from the hub), or a `Data`
-            that says where rows lie and which columns hold what.
+            that says where rows lie and which columns hold what. None will do where only the vocabulary is pruned.
         macs: share of the encoder's MACs to keep, inside (0, 1), or a `Budget`, which may limit other costs, too, and
-            says which sizes are allowed.
+            says which sizes are allowed. 1 with a vocabulary prunes nothing else: no rows are read, and what comes back
+            is a `VocabularyResult`.
         output: folder for the pruned checkpoint and `result.json`, or an `Output` that may also keep the statistics;
             None keeps the result in memory only.
         method: a preset by name, or a `Method`.
         calibration: size and seed of the calibration set, precision and memory of the passes.
         run: device and listener.
+        vocabulary: texts, or a `Vocabulary`: tokens that they do not need are removed first, as by `prune_vocabulary`.
+            Whatever is measured is compared with the model as it was given, with all its tokens.
 
     Raises:
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
-    place = as_place(model)
-    run, options, how = run or Run(), as_calibration(calibration), as_method(method)
-    budget, target, given = as_budget(macs), as_output(output), as_data(data)
+    asked = _Asked(
+        place=as_place(model),
+        data=Data() if data is None else as_data(data),
+        budget=as_any_budget(macs),
+        output=as_output(output),
+        method=as_method(method),
+        calibration=as_calibration(calibration),
+        vocabulary=None if vocabulary is None else as_vocabulary(vocabulary),
+    )
+    asked.check()
+    if asked.vocabulary is not None and not asked.budget.prunes:
+        texts, options = asked.vocabulary.texts, asked.vocabulary
+        return prune_vocabulary(
+            asked.place, texts, output=asked.output, held_out=options.held_out, seed=options.seed, run=run
+        )
+    return _pruned(asked, run or Run())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `prune` is asked for."""
+
+    place: str
+    data: Data
+    budget: Budget
+    output: Output
+    method: Method
+    calibration: CalibrationOptions
+    vocabulary: Vocabulary | None
+
+    def check(self) -> None:
+        """Before any work. Raises BudgetError, OptionError, OutputError."""
+        if self.vocabulary is not None:
+            self.vocabulary.check(self.output, reads=self.place)
+        elif not self.budget.prunes:
+            raise BudgetError(
+                "the share of the encoder's MACs to keep is 1, and no vocabulary is given, so that nothing would be "
+                "pruned; it must be between 0 and 1, for instance 0.5 for half, or give texts whose tokens are to stay",
+                option="vocabulary",
+            )
+
+
+def _pruned(asked: _Asked, run: Run) -> PruneResult:
+    """Open, calibrate, cut, measure and save. Raises as `prune` does."""
+    place, given, how, options, target = asked.place, asked.data, asked.method, asked.calibration, asked.output
     task = describe(given)
     source = given.source(task)
     target.check(reads=[place], rows=given.folder)
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):
-        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
+        corpus = None if asked.vocabulary is None else asked.vocabulary.read()
+        dense = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
+        licence = read_licence(place)
+        if target.path is not None:
+            check_savable(dense.model, dense.processor)
+    smaller = None if corpus is None else _with_fewer_tokens(place, dense, corpus, clock)
+    # from here on it is the smaller one that is pruned: it returns the same for the texts of the corpus
+    opened = dense if smaller is None else smaller.opened
+    with clock.stage("rows"):
         objective = objective_for(opened, task)
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
-        licence = read_licence(place)
-        companions = NONE if target.path is None else read_companions(place)
-        if target.path is not None:
-            check_savable(opened.model, opened.processor)
         subject = subject_of(opened, objective)
+        before = None if smaller is None else _as_given(dense, smaller, source, task, options)
+        companions = NONE if target.path is None else read_companions(place) if smaller is None else smaller.companions
     precision = choose_precision(options.precision, device)
     target.check_space(
         folder=stored_bytes(opened.model, opened.dtype) + companions.bytes,
         statistics=kept_bytes(rows, subject.sublayers, how, precision),
     )
-    budget = with_measured_multiple(budget, subject, clock)
+    budget = with_measured_multiple(asked.budget, subject, clock)
     calibrated = calibrate(subject, rows, how, options, clock=clock)
+    if before is not None:
+        budget = _of_the_whole(budget, before.model, calibrated)
     job = Job(
         name=public_name(place),
         place=place,
@@ -94,9 +185,41 @@ def prune(
         head=opened.head,
         splits=splits,
         licence=licence,
+        given=before,
+        vocabulary=None if smaller is None else smaller.report,
     )
     keep_statistics(job, target, clock)
     return carried_out(job, target, clock)
+
+
+def _with_fewer_tokens(place: str, dense: Opened, corpus: Corpus, clock: StageClock) -> Smaller:
+    """The checkpoint with the tokens of a corpus, proved. Raises InputError, VerificationError."""
+    with clock.stage("vocabulary"):
+        return smaller_in_memory(choose_tokens(place, dense, corpus))
+
+
+def _as_given(dense: Opened, smaller: Smaller, source: Source, task: Task, options: CalibrationOptions) -> Dense:
+    """The model with all its tokens, and the rows as its own tokenizer encodes them. Raises DataError."""
+    return Dense(
+        model=dense.model,
+        objective=objective_for(dense, task),
+        splits=evaluation_splits(source, task, dense, options.max_length),
+        timed_on=usual_inputs(dense),
+        new_ids=smaller.choice.new_ids,
+    )
+
+
+def _of_the_whole(budget: Budget, dense: nn.Module, calibrated: Calibrated) -> Budget:
+    """A budget whose shares are those of the model with all its tokens. Raises BudgetError where that meets it."""
+    size, lengths, sublayers = calibrated.subject.dtype.itemsize, calibrated.data.lengths, calibrated.sublayers
+    found = in_amounts(budget, dense, sublayers, lengths, bytes_each=size)
+    whole = {s.name: s.units for s in sublayers}
+    limits = spendings(found, calibrated.model, sublayers, whole, lengths, bytes_each=size)
+    if all(limit.pruned <= limit.asked for limit in limits):
+        raise BudgetError(
+            "with fewer tokens the model meets this budget already: ask for less, or prune the vocabulary alone"
+        )
+    return found
 
 
 def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
@@ -114,4 +237,4 @@ def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:
     report = outcome.report if output.path is None else save(job, outcome, output, clock)
     model: Any = outcome.pruned.model
     assert job.processor is not None
-    return PruneResult(model, job.processor, report)
+    return PruneResult(model, job.processor, report, job.vocabulary)

@@ -15,6 +15,7 @@ from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import Batch
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
+from faster_pruner.objectives.retrieval import Ranking
 from faster_pruner.results import Evaluation, LimitResult, PruneReport, SublayerResult
 
 _TEST = "test"
@@ -55,7 +56,7 @@ def _smallest_sensible(calibrated: Calibrated, results: Sequence[SublayerResult]
 
 def of_the_rows(job: Job) -> list[str]:
     """What the rows cannot show."""
-    return [*_test_rows(job), *_same_rows(job), *_unknown_tokens(job), *_cut_off(job)]
+    return [*_test_rows(job), *_same_rows(job), *_unknown_tokens(job), *_cut_off(job), *_other_tokens(job)]
 
 
 def of_the_result(report: PruneReport) -> list[str]:
@@ -83,12 +84,14 @@ def _same_rows(job: Job) -> Iterator[str]:
     """Rows that are calibrated on and judged by."""
     seen = {*_rows_of(job.calibrated.data.batches), *_arrays_of(job.calibrated.data.batches)}
     for split, rows in job.splits.items():
-        both = sum(tuple(row["input_ids"]) in seen for row in rows.tokens if "input_ids" in row)
+        # documents are what is searched, and may be what is calibrated on; queries may not
+        judged = rows.tokens[len(rows.context.ids) if isinstance(rows.context, Ranking) else 0 :]
+        both = sum(tuple(row["input_ids"]) in seen for row in judged if "input_ids" in row)
         both += sum(_fingerprint(row) in seen for array in rows.arrays.values() for row in array)
-        if both > _SAME_ROWS * len(rows):
+        if both > _SAME_ROWS * len(judged):
             yield (
-                f"{both} of {len(rows)} {split} rows ({both / len(rows):.0%}) are calibration rows, too: the metrics "
-                "flatter the pruned model"
+                f"{both} of {len(judged)} {split} rows ({both / len(judged):.0%}) are calibration rows, too: the "
+                "metrics flatter the pruned model"
             )
 
 
@@ -129,6 +132,23 @@ def _unknown_tokens(job: Job) -> Iterator[str]:
             f"{count / len(tokens):.0%} of the calibration tokens are {tokenizer.unk_token}: is this the right "
             "tokenizer, and the right language?"
         )
+
+
+def _other_tokens(job: Job) -> Iterator[str]:
+    """Rows that a smaller vocabulary encodes in another way."""
+    if job.given is None:
+        return
+    ids = job.given.new_ids
+    for split, rows in job.splits.items():
+        before = [[ids.get(i) for i in row.get("input_ids", ())] for row in job.given.splits[split].tokens]
+        count = sum(list(row.get("input_ids", ())) != own for row, own in zip(rows.tokens, before, strict=False))
+        # of texts that are cut into blocks there may be more now
+        count += max(0, len(rows) - len(before))
+        if count:
+            yield (
+                f"{count} of {len(rows)} {split} rows are encoded in another way by the smaller vocabulary: the texts "
+                "it was made for lack some of their words; add texts like these"
+            )
 
 
 def _losses(report: PruneReport) -> Iterator[str]:

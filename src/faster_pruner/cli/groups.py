@@ -16,6 +16,7 @@ from faster_pruner.errors import OptionError
 from faster_pruner.options import ALLOCATIONS, PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS, AllocationName
 
 if TYPE_CHECKING:
+    from faster_pruner.api.corpus import Vocabulary
     from faster_pruner.api.run import Run
     from faster_pruner.costs.budget import Budget
     from faster_pruner.data.tasks import Data
@@ -66,7 +67,7 @@ def _options(group: type) -> list[inspect.Parameter]:
 
 
 # Headings of the options in --help.
-_ROWS, _BUDGET, _METHOD = "Rows", "Budget", "Method and calibration"
+_ROWS, _BUDGET, _METHOD, _TOKENS = "Rows", "Budget", "Method and calibration", "Vocabulary"
 
 Model = Annotated[str, typer.Argument(help="Fine-tuned checkpoint: a local folder or a hub id.", show_default=False)]
 
@@ -89,7 +90,8 @@ class DataOptions:
         Path | None,
         typer.Option(
             "--data",
-            help="Folder with train and validation as jsonl, csv or parquet (.gz too). Default: the hub.",
+            help="Folder with train and validation as jsonl, csv or parquet (.gz too), or a retrieval folder (BEIR). "
+            "Default: the hub.",
             rich_help_panel=_ROWS,
         ),
     ] = None
@@ -144,6 +146,46 @@ class DataOptions:
         return Data(task=self.task, folder=self.data, columns=columns, file=self.text, pooling=self.pooling, dims=dims)
 
 
+_HELD_OUT = "Share of the texts that has no say, and shows what happens to unseen ones."
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyOptions:
+    """Which tokens stay."""
+
+    vocabulary: Annotated[
+        list[Path],
+        typer.Option(
+            "--vocabulary",
+            help="A file of texts: tokens that they do not need are removed, too; may be given several times. With "
+            "--macs 1.0 nothing else is pruned, and no rows are read.",
+            show_default=False,
+            rich_help_panel=_TOKENS,
+        ),
+    ] = field(default_factory=list[Path])
+    vocabulary_column: Annotated[
+        str | None,
+        typer.Option(
+            "--vocabulary-column",
+            help="Column of the text in these files. Default: text.",
+            show_default=False,
+            rich_help_panel=_TOKENS,
+        ),
+    ] = None
+    held_out: Annotated[float, typer.Option(help=_HELD_OUT, rich_help_panel=_TOKENS)] = 0.1
+
+    def value(self, seed: int) -> Vocabulary | None:
+        """What the options say, with the seed of the run; None where all tokens stay. Raises OptionError."""
+        from faster_pruner.api.corpus import Vocabulary
+        from faster_pruner.data.tasks import Columns, Data
+
+        columns = Columns(text=self.vocabulary_column)
+        texts = [Data(file=file, columns=columns) for file in self.vocabulary]
+        if not texts and self.vocabulary_column is not None:
+            raise OptionError("--vocabulary-column names a column of files that --vocabulary gives; give these, too")
+        return Vocabulary(texts=texts, held_out=self.held_out, seed=seed) if texts else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Texts that say which tokens a vocabulary needs."""
@@ -159,9 +201,7 @@ class Corpus:
     text_column: Annotated[
         str | None, typer.Option("--text-column", help="Column of the text. Default: text.", show_default=False)
     ] = None
-    held_out: Annotated[
-        float, typer.Option(help="Share of the texts that has no say, and shows what happens to unseen ones.")
-    ] = 0.1
+    held_out: Annotated[float, typer.Option(help=_HELD_OUT)] = 0.1
     seed: Annotated[int, typer.Option(help="Seed of which texts those are.")] = 0
 
     def value(self) -> list[Data]:
@@ -281,7 +321,9 @@ class CalibrationSetOptions:
     calibration_rows: Annotated[int, typer.Option(help="Training rows to calibrate on.", rich_help_panel=_METHOD)] = (
         2048
     )
-    seed: Annotated[int, typer.Option(help="Seed of the calibration sample.", rich_help_panel=_METHOD)] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed of the calibration sample, and of the texts held out.", rich_help_panel=_METHOD)
+    ] = 0
     max_length: MaxLength = 128
     precision: Annotated[
         str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,7 +71,8 @@ class Budget:
     """What the pruned model may cost, and which sizes its sublayers may have.
 
     Attributes:
-        macs: share of the encoder's MACs to keep, inside (0, 1); None when `limits` says it all.
+        macs: share of the encoder's MACs to keep, inside (0, 1); None when `limits` says it all. 1 limits nothing: for
+            where something else is made smaller (see `prunes`).
         limits: further limits; all are met together.
         allocation: `free` lets every sublayer have its own size; `bucketed` takes sizes from a small set (quarters of
             the heads, eighths of the neurons); `uniform` gives all layers the same size; `stock` does so, too, and
@@ -94,14 +95,23 @@ class Budget:
         made_of("limits", self.limits, (tuple,))
         for limit in self.limits:
             made_of("each of the limits", limit, (Limit,))
-        if not self.all_limits:
+        if not self.all_limits and not self._keeps_all_macs:
             raise BudgetError("say what the pruned model may cost, for instance half of the MACs")
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:
         """Every limit."""
-        own = () if self.macs is None else (Limit(cost="macs", share=self.macs),)
+        own = () if self.macs is None or self._keeps_all_macs else (Limit(cost="macs", share=self.macs),)
         return own + self.limits
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it limits anything: one that does not goes with what makes a model smaller in another way."""
+        return bool(self.all_limits)
+
+    @property
+    def _keeps_all_macs(self) -> bool:
+        return is_number(self.macs) and self.macs == 1
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -110,8 +120,42 @@ class Budget:
 
 
 def as_budget(given: float | Budget) -> Budget:
-    """A share of the encoder's MACs as a budget; a budget as it is. Raises BudgetError."""
+    """A share of the encoder's MACs as a budget; a budget as it is. Raises BudgetError, also for one of everything."""
+    budget = as_any_budget(given)
+    if not budget.prunes:
+        raise BudgetError(
+            "the share of the encoder's MACs to keep is 1, which prunes nothing; it must be between 0 and 1, for "
+            "instance 0.5 for half"
+        )
+    return budget
+
+
+def as_any_budget(given: float | Budget) -> Budget:
+    """The same, where a budget of everything is one, too."""
     return given if isinstance(given, Budget) else Budget(macs=given)
+
+
+def in_amounts(
+    budget: Budget, model: nn.Module, sublayers: Sequence[Sublayer], lengths: Mapping[str, float], *, bytes_each: int
+) -> Budget:
+    """The same budget with amounts in place of shares, for a model whose fixed parts have become smaller meanwhile.
+
+    Args:
+        budget: what was asked for.
+        model: that the shares are shares of.
+        sublayers: all of its sublayers that take part.
+        lengths: tokens per row, by stack.
+        bytes_each: bytes of a parameter in the weights file.
+    """
+    limits: list[Limit] = []
+    for limit in budget.limits:
+        if limit.share is not None:
+            cost = _make(limit.cost, lengths, bytes_each)
+            whole = total(cost, sublayers) + cost.fixed(model, sublayers)
+            limits.append(Limit(cost=limit.cost, amount=limit.share * whole))
+        else:
+            limits.append(limit)
+    return replace(budget, limits=tuple(limits))
 
 
 @dataclass(frozen=True)
@@ -179,25 +223,27 @@ def spendings(
     lengths: Mapping[str, float],
     *,
     bytes_each: int,
+    dense: nn.Module | None = None,
 ) -> list[LimitResult]:
     """Every limit of a budget: what the dense model costs, what was asked for, and what is left.
 
     Args:
         budget: what was asked for.
-        model: the dense model.
+        model: that was pruned, at its sizes before.
         sublayers: its sublayers that took part.
         keeps: units that are left, by name.
         lengths: tokens per row, by stack.
         bytes_each: bytes of a parameter in the weights file.
+        dense: the dense model, where that is another one: its other parts may be larger.
     """
     found: list[LimitResult] = []
     for limit in budget.all_limits:
         cost = _make(limit.cost, lengths, bytes_each)
         fixed = cost.fixed(model, sublayers)
-        dense = total(cost, sublayers) + fixed
+        whole = total(cost, sublayers) + (fixed if dense is None else cost.fixed(dense, sublayers))
         left = sum(float(cost.of(s, torch.tensor([keeps[s.name]]))[0]) for s in sublayers) + fixed
-        asked = limit.share * dense if limit.share is not None else limit.amount or 0.0
-        found.append(LimitResult(cost=limit.name, dense=dense, asked=asked, pruned=left))
+        asked = limit.share * whole if limit.share is not None else limit.amount or 0.0
+        found.append(LimitResult(cost=limit.name, dense=whole, asked=asked, pruned=left))
     return found
 
 

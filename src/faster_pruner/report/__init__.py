@@ -3,6 +3,7 @@
 from faster_pruner.report.console import make_progress
 from faster_pruner.report.deployment import print_steps, print_timings
 from faster_pruner.report.inspection import print_inspection
+from faster_pruner.report.search import print_searches
 from faster_pruner.report.summary import print_evaluations, print_summary
 from faster_pruner.report.vocabulary import print_vocabulary
 
@@ -10,6 +11,7 @@ __all__ = [
     "make_progress",
     "print_evaluations",
     "print_inspection",
+    "print_searches",
     "print_steps",
     "print_summary",
     "print_timings",

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.report.summary import COST_WORDS, format_metric
 from faster_pruner.results import PruneReport
+from faster_pruner.vocabulary.measured import VocabularyReport
 
 CARD_FILE = "README.md"
 # How long a hub that does not answer is waited for.
@@ -34,7 +35,14 @@ def read_licence(model: str) -> str | None:
     return str(licence) if licence else None
 
 
-def model_card(report: PruneReport, *, objective: Objective, licence: str | None, folder: str) -> str:
+def model_card(
+    report: PruneReport,
+    *,
+    objective: Objective,
+    licence: str | None,
+    folder: str,
+    vocabulary: VocabularyReport | None = None,
+) -> str:
     """The card's text.
 
     Args:
@@ -42,15 +50,17 @@ def model_card(report: PruneReport, *, objective: Objective, licence: str | None
         objective: that the model is for.
         licence: inherited from the base model; None when it states none.
         folder: name of the folder, for the examples.
+        vocabulary: what was measured of its tokens, where those were pruned, too.
     """
-    auto_class = objective.auto_class or "AutoModel"
+    tokens = "" if vocabulary is None else f" and {vocabulary.tokens / vocabulary.tokens_before:.0%} of its tokens"
     parts = [
         "---\n" + _front_matter(report, objective, licence, folder) + "\n---",
-        f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs",
+        f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs{tokens}",
         "Made physically smaller by faster-pruner: attention heads and "
         "feed-forward neurons were removed and what is left was repaired by least squares. No retraining.",
         "## Open it",
-        _how_to_open(report, auto_class, folder),
+        _how_to_open(report, objective, folder),
+        *([] if vocabulary is None else ["## Vocabulary", _tokens(vocabulary)]),
         "## Before and after",
         _quality(report),
         "## Measured speed",
@@ -59,6 +69,23 @@ def model_card(report: PruneReport, *, objective: Objective, licence: str | None
         _provenance(report, licence),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tokens(report: VocabularyReport) -> str:
+    """Which tokens are left, and what that means for other texts."""
+    unseen = report.held_out
+    lines = [
+        f"{report.tokens} of {report.tokens_before} tokens are left: those that {report.texts} texts use, and what any "
+        f"other text needs to be encoded. That alone saves {report.bytes_saved / 1e6:.1f} of "
+        f"{report.bytes_before / 1e6:.1f} MB. Those texts get the same tokens as before; other words may come in "
+        "smaller pieces, or as unknown.",
+    ]
+    if unseen is not None and unseen.words:
+        share = unseen.affected_words / unseen.words
+        lines.append(
+            f"Of {unseen.texts} texts that were held out, {share:.1%} of the words are encoded in another way."
+        )
+    return " ".join(lines)
 
 
 def minimal_card(report: PruneReport) -> str:
@@ -95,24 +122,26 @@ def _front_matter(report: PruneReport, objective: Objective, licence: str | None
     return data.to_yaml()
 
 
-def _how_to_open(report: PruneReport, auto_class: str, folder: str) -> str:
+def _how_to_open(report: PruneReport, objective: Objective, folder: str) -> str:
     """Code for every way that works."""
+    name = objective.opener or objective.auto_class or "AutoModel"
+    imported = f"from {objective.library.replace('-', '_')} import {name}"
+    # classes of other libraries are called, and pass on what transformers is to know
+    call = f"{name}({folder!r}" if objective.opener else f"{name}.from_pretrained({folder!r}"
     if report.opens_plain:
         return (
-            "Every layer has the same size, so plain transformers opens it:\n\n```python\n"
-            f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained({folder!r})\n```\n\n"
-            f"`faster_pruner.load({folder!r})` works, too."
+            f"Every layer has the same size, so plain {objective.library} opens it:\n\n```python\n"
+            f"{imported}\n\nmodel = {call})\n```\n\n`faster_pruner.load({folder!r})` works, too."
         )
+    loaded = f"model = faster_pruner.load({folder!r})\n\n# or, after the import, transformers' own\n"
     return (
         "Layers have different sizes. With faster-pruner installed:\n\n```python\n"
-        f"import faster_pruner\n\nmodel = faster_pruner.load({folder!r})\n\n"
-        "# or, after the import, transformers' own\n"
-        f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained({folder!r})\n```\n\n"
+        f"import faster_pruner\n\n{'' if objective.opener else loaded}"
+        f"{imported}\n\nmodel = {call})\n```\n\n"
         "Without it, through the small file `modeling_faster_pruner.py` in this folder:\n\n```python\n"
-        f"from transformers import {auto_class}\n\n"
-        f"model = {auto_class}.from_pretrained({folder!r}, trust_remote_code=True)\n```\n\n"
-        "The result is the stock transformers class with smaller Linears. Plain `from_pretrained` without either "
-        "refuses the folder with an error; it never opens it with layers initialised anew."
+        f"{imported}\n\nmodel = {call}, trust_remote_code=True)\n```\n\n"
+        "The result is the stock transformers class with smaller Linears. Opening it without either is refused with an "
+        "error; it never opens with layers initialised anew."
     )
 
 

@@ -19,7 +19,7 @@ def print_vocabulary(report: VocabularyReport, console: Console) -> None:
     for what, before, after in counts:
         table.add_row(what, str(before), str(after), f"{after / before:.1%}")
     sizes = [f"{size / 1e6:.1f} MB" for size in (report.bytes_before, report.bytes)]
-    table.add_row("weights file", *sizes, f"{report.bytes / max(1, report.bytes_before):.1%}")
+    table.add_row("weights with these tokens", *sizes, f"{report.bytes / max(1, report.bytes_before):.1%}")
     console.print(table)
     if (unseen := report.held_out) is not None:
         console.print(

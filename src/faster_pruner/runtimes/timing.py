@@ -35,6 +35,7 @@ def measure(
     pruned: nn.Module,
     inputs: Sequence[dict[str, Tensor]],
     *,
+    dense_inputs: Sequence[dict[str, Tensor]] | None = None,
     tokens: int = 1,
     progress: Progress | None = None,
 ) -> list[Latency]:
@@ -44,23 +45,25 @@ def measure(
         dense: one model.
         pruned: the other.
         inputs: of each shape.
+        dense_inputs: of the same shapes, where the dense model takes others: it may know more tokens.
         tokens: per row of what is no text.
         progress: told after each shape.
     """
     listener = progress or Silent()
     found: list[Latency] = []
     with inference(dense), inference(pruned):
-        for each in inputs:
-            found.append(_measure_one(dense, pruned, each, tokens))
+        for given, each in zip(dense_inputs or inputs, inputs, strict=True):
+            calls = {"dense": functools.partial(dense, **given), "pruned": functools.partial(pruned, **each)}
+            found.append(_measure_one(calls, each, tokens))
             listener.step()
     return found
 
 
-def _measure_one(dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Latency:
+def _measure_one(calls: Mapping[str, Callable[[], object]], inputs: dict[str, Tensor], tokens: int) -> Latency:
     """One shape."""
     first = next(iter(inputs.values()))
     seconds = time_in_turn(
-        {"dense": lambda: dense(**inputs), "pruned": lambda: pruned(**inputs)},
+        calls,
         first.device,
         warm_up=_WARM_UP,
         fewest=_FEWEST_PAIRS,

@@ -7,6 +7,9 @@ from typing import Any
 
 from faster_pruner.vocabulary.choosing import Affected
 
+# Key in result.json.
+VOCABULARY = "vocabulary"
+
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyReport:
@@ -24,7 +27,7 @@ class VocabularyReport:
         texts: of the corpus, that say which tokens stay.
         held_out: what of the other texts of the corpus is encoded in another way; None where none are held out.
         bytes_before: of the weights, as they are stored.
-        bytes: of the weights, now.
+        bytes: of the weights, now, before anything else is pruned.
         tensors: whose rows or columns belong to tokens, with their shapes now.
         left_out: files of the old tokenizer in forms that are not written.
         verified: what was compared, in words.
