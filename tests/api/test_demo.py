@@ -6,9 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from faster_pruner.api import demo
+from badness import bad_input
+from command import run
+from faster_pruner.api import demo, demo_search
 from faster_pruner.errors import DataError, OptionError, OutputError
 from faster_pruner.host.folders import Output
 
@@ -58,6 +61,48 @@ def test_the_demo_prunes_a_real_encoder(library: Path, tmp_path: Path, monkeypat
     assert result.report.before["validation"].value > 90
     assert result.report.after["validation"].value > 90
     assert json.loads((out / "result.json").read_text())["macs_kept"] <= 0.5
+
+
+@pytest.mark.skipif(importlib.util.find_spec(demo.PACKAGE) is None, reason="the demo's encoder is not installed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("quick_latency")
+def test_the_demo_of_embeddings_searches_before_and_after(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks are those of sentence-transformers, on docstrings that nothing was calibrated on."""
+    transformers = pytest.importorskip("sentence_transformers")
+    collected = {name: texts for name, texts in demo.collect_docstrings(library).items() if texts}
+    collected["drawing"] = [f"Draw a circle of radius {i}." for i in range(20)]
+    monkeypatch.setattr(demo, "collect_docstrings", lambda: collected)
+    result = demo.demo(Output(folder=tmp_path / "demo"), task="embedding")
+    assert result.report.after["validation"].primary == "neighbours"
+    assert [search.query for search in result.searches] == list(demo_search.QUERIES)
+    demo_search.write_texts(tmp_path / "data", collected, train_share=0.7, seed=0)
+    rows = (tmp_path / "data" / "validation.jsonl").read_text().splitlines()
+    texts = [json.loads(row)["text"] for row in rows]
+    assert {name.split(":")[0] for name in texts} == {"alpha", "beta", "gamma", "drawing"}
+    models = [
+        transformers.SentenceTransformer(str(place), device="cpu", trust_remote_code=True)
+        for place in (demo.encoder_folder(), tmp_path / "demo")
+    ]
+    for search in result.searches:
+        orders = [np.argsort(-(model.encode(texts) @ model.encode([search.query])[0])) for model in models]
+        dense, pruned = ([texts[i] for i in order] for order in orders)
+        assert {hit.text for hit in search.hits} == {*dense[:3], *pruned[:3]}
+        for hit in search.hits:
+            assert (dense[hit.before - 1], pruned[hit.after - 1]) == (hit.text, hit.text)
+    assert result.searches[0].hits[0].text.startswith("drawing: Draw a circle")
+
+
+def test_an_unknown_demo_is_one_line(tmp_path: Path) -> None:
+    bad_input("demo of nonsense")
+    with pytest.raises(
+        OptionError, match="task 'nonsense' does not exist; choose one of: text-classification, embedding"
+    ):
+        demo.demo(Output(folder=tmp_path / "demo"), task="nonsense")
+    code, _, errors = run("demo", "--task", "nonsense", "-o", tmp_path / "demo")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demo_replaces_nothing_unasked(tmp_path: Path) -> None:

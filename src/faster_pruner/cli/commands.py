@@ -23,6 +23,7 @@ from faster_pruner.cli.groups import (
     OutputFolder,
     Overwrite,
     RunOptions,
+    VocabularyOptions,
     in_bytes,
     numbers,
     run_on,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from faster_pruner.api.outcome import PruneResult
+    from faster_pruner.api.vocabulary import VocabularyResult
 
 _NARROWEST = 80
 
@@ -72,14 +74,26 @@ def _printed(otherwise: str = "") -> Generator[Console]:
 
 def _show(result: PruneResult, output: Path) -> None:
     """The summary, and how to open what was saved."""
-    from faster_pruner.report import print_summary
+    from faster_pruner.report import print_summary, print_vocabulary
 
     with _printed(f"the result is complete, in {output}") as console:
         print_summary(result.report, console)
+        if result.vocabulary is not None:
+            console.print()
+            print_vocabulary(result.vocabulary, console)
         console.print(
             f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
             soft_wrap=True,
         )
+
+
+def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
+    """The summary of what was done to tokens alone."""
+    from faster_pruner.report import print_vocabulary
+
+    with _printed(f"the result is complete, in {output}") as console:
+        print_vocabulary(result.report, console)
+        console.print(f"saved in {output}", soft_wrap=True)
 
 
 def prune(
@@ -87,6 +101,7 @@ def prune(
     budget: BudgetOptions,
     output: OutputFolder,
     data: DataOptions,
+    tokens: VocabularyOptions,
     method: MethodOptions,
     calibration: CalibrationSetOptions,
     running: RunOptions,
@@ -97,6 +112,7 @@ def prune(
     overwrite: Overwrite = False,
 ) -> None:
     """Prune MODEL to a share of its MACs, recover its accuracy, verify and measure it."""
+    from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.prune import prune as run_prune
 
     result = run_prune(
@@ -107,8 +123,12 @@ def prune(
         method=method.value(),
         calibration=calibration.value(),
         run=running.value(),
+        vocabulary=tokens.value(calibration.seed),
     )
-    _show(result, output)
+    if isinstance(result, PruneResult):
+        _show(result, output)
+    else:
+        _show_vocabulary(result, output)
 
 
 def cut(
@@ -148,7 +168,6 @@ def vocabulary(
 ) -> None:
     """Keep the tokens of MODEL that a corpus uses, and what other texts need: smaller embeddings, same results."""
     from faster_pruner.api.vocabulary import prune_vocabulary
-    from faster_pruner.report import print_vocabulary
 
     result = prune_vocabulary(
         model,
@@ -158,9 +177,7 @@ def vocabulary(
         seed=corpus.seed,
         run=running.value(),
     )
-    with _printed(f"the result is complete, in {output}") as console:
-        print_vocabulary(result.report, console)
-        console.print(f"saved in {output}", soft_wrap=True)
+    _show_vocabulary(result, output)
 
 
 def inspect(
@@ -200,7 +217,9 @@ def export(
     data: DataOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The .onnx file. Default: model.onnx in MODEL.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="The .onnx file. Default: model.onnx in MODEL or its onnx/.", show_default=False
+        ),
     ] = None,
     to: Annotated[str, typer.Option("--format", help=f"Format: {', '.join(FORMATS)}.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Write a dynamically quantised int8 file, too.")] = False,
@@ -253,12 +272,24 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")] = Path(
         "faster-pruner-demo"
     ),
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="text-classification, the default, or embedding: prune the encoder itself, and search with it.",
+            show_default=False,
+        ),
+    ] = None,
     macs: Annotated[float, typer.Option("--macs", help="Share of the encoder's MACs to keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the data split and the calibration sample.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Prune a real encoder on a real task, without downloading anything."""
     from faster_pruner.api.demo import demo as run_demo
+    from faster_pruner.report import print_searches
 
-    result = run_demo(Output(folder=output, overwrite=overwrite), macs=macs, seed=seed, run=run_on(None))
+    target = Output(folder=output, overwrite=overwrite)
+    result = run_demo(target, task=task, macs=macs, seed=seed, run=run_on(None))
     _show(result, output)
+    if result.searches:
+        with _printed() as console:
+            print_searches(result.searches, console)

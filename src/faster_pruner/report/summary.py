@@ -66,6 +66,7 @@ def _legend(report: PruneReport) -> str:
     known = {
         "calibration_error": "calibration_error: mean gap between confidence and accuracy, in points",
         "loss": "loss: mean cross entropy, in nats",
+        "dense_spearman": "dense_...: the order of the dense model's scores in place of labels",
     }
     shown = {name for evaluation in report.before.values() for name in evaluation.metrics}
     lines = [text for name, text in known.items() if name in shown]
