@@ -84,8 +84,8 @@ class SecondOrder:
     Attributes:
         damping: share of the mean diagonal added to the input second moment.
         moment_tokens: second moments for the selection and the alignment are taken from the first rows that together
-            hold this many tokens per unit column of the widest sublayer, and the backward pass is run for these only;
-            None for all rows.
+            hold this many tokens per unit column of the widest sublayer (some objectives need a multiple of them,
+            `Objective.moment_factor`), and the backward pass is run for these only; None for all rows.
         block: most units removed per elimination step, where units are single columns.
     """
 

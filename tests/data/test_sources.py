@@ -6,19 +6,19 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from faster_pruner.data.files import Rows
 from faster_pruner.data.sources import Source, load_split, sample
-from faster_pruner.errors import DataError
+from faster_pruner.data.tasks import Data, Task
+from faster_pruner.errors import DataError, OptionError
 
 ROWS = [{"text": "w1 w2 w3", "label": i % 2} for i in range(6)]
 
 
 def write(file: Path, suffix: str) -> None:
     if suffix == "parquet":
-        import datasets
-
         datasets.Dataset.from_list(ROWS).to_parquet(str(file))
         return
     if "json" in suffix:
@@ -80,6 +80,58 @@ def test_without_a_folder_and_without_a_network_the_hub_error_says_what_to_do() 
         load_split(Source(hub="nyu-mll/glue", hub_config="sst2"), ("train",))
     # the command line names its own option
     assert caught.value.option == "data"
+
+
+def _hub_with(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str]]) -> list[tuple[str, str | None]]:
+    """A hub that has one data set; what it is asked for."""
+    asked: list[tuple[str, str | None]] = []
+
+    def load_dataset(name: str, configuration: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((name, configuration))
+        if split not in splits:
+            raise ValueError(f'Unknown split "{split}"')
+        return datasets.Dataset.from_dict({"text": splits[split]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, configuration: list(splits))
+    return asked
+
+
+def test_a_data_set_of_the_hub_that_only_trains_has_a_part_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {i}" for i in range(50)]
+    asked = _hub_with(monkeypatch, {"train": texts})
+    source = Data(hub="owner/corpus:raw").source(Task(name=""))
+    train, rest = load_split(source, ("train", "training")), load_split(source, ("validation", "dev"))
+    assert sorted(row["text"] for row in (*train, *rest)) == sorted(texts)
+    assert (len(train), len(rest)) == (45, 5)
+    assert (train.split, rest.split) == ("train", "held back")
+    assert set(asked) == {("owner/corpus", "raw")}
+
+
+def test_a_data_set_of_the_hub_with_splits_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _hub_with(monkeypatch, {"train": ["a", "b"], "test": ["c"]})
+    source = Data(hub="owner/corpus").source(Task(name=""))
+    assert [row["text"] for row in load_split(source, ("train",))] == ["a", "b"]
+    assert [row["text"] for row in load_split(source, ("validation", "test"))] == ["c"]
+    with pytest.raises(DataError, match="owner/corpus has no split 'validation'"):
+        load_split(source, ("validation",))
+    assert set(asked) == {("owner/corpus", None)}
+
+
+def test_known_tasks_of_the_hub_never_hold_training_rows_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hub_with(monkeypatch, {"train": ["a", "b"]})
+    with pytest.raises(DataError, match="has no split 'validation'"):
+        load_split(Source(hub="nyu-mll/glue", hub_config="sst2"), ("validation",))
+
+
+def test_rows_come_from_one_place(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="one of them is enough"):
+        Data(hub="owner/corpus", folder=tmp_path)
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_one_line() -> None:
+    with pytest.raises(DataError, match="data set owner/nothing cannot be loaded from the hub .*local folder"):
+        load_split(Data(hub="owner/nothing").source(Task(name="")), ("train",))
 
 
 def test_where_rows_come_from_in_words() -> None:

@@ -273,13 +273,16 @@ def test_a_limit_on_bytes_is_an_amount_of_the_file(stored: torch.dtype) -> None:
     assert 0.95 * most < left <= most
 
 
-def test_batches_of_ones_own_are_differentiated_until_there_are_tokens_enough() -> None:
+@pytest.mark.parametrize("factor", [1, 2])
+def test_batches_of_ones_own_are_differentiated_until_there_are_tokens_enough(factor: int) -> None:
     rows = make_rows(30)
     made = [replace(batch, differentiated=True) for batch in make_batches(rows, 60)]
-    dense = calibrate(make_subject(make_model()), made, replace(DEFAULT, selection=SecondOrder(moment_tokens=2)), SMALL)
+    subject = make_subject(make_model())
+    subject = replace(subject, objective=replace(subject.objective, moment_factor=factor))
+    dense = calibrate(subject, made, replace(DEFAULT, selection=SecondOrder(moment_tokens=2)), SMALL)
     tokens = [int(batch.inputs["attention_mask"].sum()) for batch in made]
     flags = [batch.differentiated for batch in dense.data.batches]
-    # two tokens for each of the 40 neurons
-    assert flags == [sum(tokens[:i]) < 80 for i in range(len(made))]
+    # two tokens for each of the 40 neurons, times the factor
+    assert flags == [sum(tokens[:i]) < 80 * factor for i in range(len(made))]
     assert 0 < sum(flags) < len(flags)
     assert dense.data.lengths == {"layers": sum(rows.lengths) / 30}

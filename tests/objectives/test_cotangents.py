@@ -8,7 +8,7 @@ from torch import Tensor
 
 import tiny
 from faster_pruner.errors import OptionError
-from faster_pruner.objectives.likelihoods import Bernoulli, Categorical, Gaussian
+from faster_pruner.objectives.likelihoods import Bernoulli, Categorical, Compared, Gaussian
 from faster_pruner.objectives.objective import Cotangents, Predictions
 
 
@@ -101,3 +101,29 @@ def test_one_prediction_per_row_may_be_as_wide_as_its_batch() -> None:
     assert torch.equal(narrow, again)
     assert torch.equal(wide[:, :3], narrow)
     assert (wide.T @ wide / 200 - torch.eye(7)).abs().max() < 0.3
+
+
+def test_vectors_that_are_compared_move_by_themselves_and_in_their_similarities() -> None:
+    """Over many signs the covariance is half the identity and half the spread of the batch, of the same trace."""
+    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1])
+    signs = torch.randint(0, 2, (200_000, 5), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
+    spread = values.T @ values * (5 / values.square().sum())
+    found = Compared().direction(values, signs)
+    covariance = found.T @ found / len(found)
+    torch.testing.assert_close(covariance, (torch.eye(5) + spread) / 2, atol=0.02, rtol=0)
+
+
+def test_a_small_change_of_all_vectors_costs_what_it_does_to_their_similarities() -> None:
+    """Without the identity, the metric is that of the squared change of a vector's similarities with all of them."""
+    generator = torch.Generator().manual_seed(0)
+    values, change = torch.randn(4000, 4, generator=generator), torch.randn(4, generator=generator)
+    values *= torch.tensor([2.0, 1.0, 0.5, 0.25])
+    moved = 1e-3 * change
+    similarities = ((values @ (values[0] + moved) - values @ values[0]).square().sum()) / values.square().sum() * 4
+    root = Compared().direction(values, torch.eye(4))
+    metric = root.T @ root * 2 - torch.eye(4)
+    torch.testing.assert_close(moved @ metric @ moved, similarities, rtol=1e-3, atol=0)
+
+
+def test_vectors_that_are_all_zero_still_have_directions() -> None:
+    assert torch.equal(Compared().direction(torch.zeros(2, 3), torch.ones(2, 3)), torch.full((2, 3), 0.5**0.5))

@@ -164,7 +164,7 @@ def _pruned(asked: _Asked, run: Run) -> PruneResult:
     precision = choose_precision(options.precision, device)
     target.check_space(
         folder=stored_bytes(opened.model, opened.dtype) + companions.bytes,
-        statistics=kept_bytes(rows, subject.sublayers, how, precision),
+        statistics=kept_bytes(rows, subject, how, precision),
     )
     budget = with_measured_multiple(asked.budget, subject, clock)
     calibrated = calibrate(subject, rows, how, options, clock=clock)

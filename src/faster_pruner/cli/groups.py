@@ -110,12 +110,20 @@ class DataOptions:
     label_column: Annotated[
         str | None, typer.Option("--label-column", help="Column of the label.", rich_help_panel=_ROWS)
     ] = None
-
     text: Annotated[
         Path | None,
         typer.Option(
             "--text",
             help="A single file of texts (txt, jsonl, csv, parquet) in place of a folder; a part is held back.",
+            show_default=False,
+            rich_help_panel=_ROWS,
+        ),
+    ] = None
+    hub_data: Annotated[
+        str | None,
+        typer.Option(
+            "--hub-data",
+            help="A data set on the hub in place of a folder: owner/name, or owner/name:configuration.",
             show_default=False,
             rich_help_panel=_ROWS,
         ),
@@ -143,7 +151,15 @@ class DataOptions:
 
         columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)
         dims = () if self.dims is None else tuple(numbers("--dims", self.dims))
-        return Data(task=self.task, folder=self.data, columns=columns, file=self.text, pooling=self.pooling, dims=dims)
+        return Data(
+            task=self.task,
+            folder=self.data,
+            columns=columns,
+            file=self.text,
+            hub=self.hub_data,
+            pooling=self.pooling,
+            dims=dims,
+        )
 
 
 _HELD_OUT = "Share of the texts that has no say, and shows what happens to unseen ones."

@@ -33,8 +33,10 @@ class Source:
         subfolder: looked into first, below `folder`.
         hub: data set id on the hub, used when there is no folder.
         hub_config: its configuration.
+        shared: whether, where the hub has training rows alone, a part of them is held back for the other splits.
         file: a single file in place of the folder.
-        together: column of that file; rows with the same value are held back together. Empty for any rows.
+        together: column; where a part of all rows is held back, those with the same value are held back together. Empty
+            for any rows.
         documents: most documents of a retrieval folder that queries are evaluated against.
     """
 
@@ -42,6 +44,7 @@ class Source:
     subfolder: str = ""
     hub: str = ""
     hub_config: str | None = None
+    shared: bool = False
     file: Path | None = None
     together: str = ""
     documents: int = 100_000
@@ -78,18 +81,24 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
     Raises:
         DataError: no such folder, file or split, or a file that cannot be read.
     """
+    held_back = names[0] not in TRAIN_SPLITS
     if source.file is not None:
-        rows = _part_of(source.file, held_back=names[0] not in TRAIN_SPLITS, together=source.together)
+        rows = rows_of_file(source.file, split="held back" if held_back else "train")
+        rows = _part_of(rows, held_back=held_back, together=source.together)
+    elif source.folder is not None:
+        rows = _local(source, names)
+    elif source.shared and _trains_only(source):
+        rows = _from_hub(source, TRAIN_SPLITS, called="held back" if held_back else "train")
+        rows = _part_of(rows, held_back=held_back, together=source.together)
     else:
-        rows = _local(source, names) if source.folder is not None else _from_hub(source, names)
+        rows = _from_hub(source, names)
     if not rows:
         raise DataError(f"split {names[0]!r} of {source.description} is empty")
     return rows
 
 
-def _part_of(file: Path, *, held_back: bool, together: str = "") -> Rows:
-    """The rows of a single file that are held back to judge by, or the others; the same ones every time."""
-    rows = rows_of_file(file, split="held back" if held_back else "train")
+def _part_of(rows: Rows, *, held_back: bool, together: str = "") -> Rows:
+    """The rows that are held back to judge by, or the others; the same ones every time."""
     count = min(_MOST_HELD_BACK, max(1, len(rows) // _HELD_BACK))
     mixed = sample(rows, len(rows), seed=0)
     if together:
@@ -145,8 +154,8 @@ def _local(source: Source, names: Sequence[str]) -> Rows:
     raise DataError(f"{str(places[0])!r} has no file for the split {names[0]!r}: expected {wanted}")
 
 
-def _from_hub(source: Source, names: Sequence[str]) -> Rows:
-    """Rows from the hub."""
+def _from_hub(source: Source, names: Sequence[str], *, called: str = "") -> Rows:
+    """Rows from the hub, under the name of their split or another one."""
     import datasets
 
     for name in names:
@@ -154,17 +163,34 @@ def _from_hub(source: Source, names: Sequence[str]) -> Rows:
             with _quiet():
                 loaded: Any = datasets.load_dataset(source.hub, source.hub_config, split=name)
             place = f"{source.description}, {name}"
-            return Rows(_undecoded(loaded), place=place, split=name, class_names=class_names(loaded.features.to_dict()))
+            named = class_names(loaded.features.to_dict())
+            return Rows(_undecoded(loaded), place=place, split=called or name, class_names=named)
         except ValueError as error:
             if "split" not in str(error).lower():
                 raise DataError(f"data set {source.description} cannot be read: {_first_line(error)}") from error
         except Exception as error:  # connection errors come in many kinds
-            raise DataError(
-                f"data set {source.description} cannot be loaded from the hub ({_first_line(error)}); "
-                "give a local folder of rows",
-                option="data",
-            ) from error
+            raise _unreachable(source, error) from error
     raise DataError(f"data set {source.description} has no split {names[0]!r}")
+
+
+def _trains_only(source: Source) -> bool:
+    """Whether the hub has no other rows than those to train on. Raises DataError."""
+    import datasets
+
+    try:
+        with _quiet():
+            return set(datasets.get_dataset_split_names(source.hub, source.hub_config)) <= set(TRAIN_SPLITS)
+    except Exception as error:  # connection errors come in many kinds
+        raise _unreachable(source, error) from error
+
+
+def _unreachable(source: Source, error: Exception) -> DataError:
+    """What is wrong with the hub, or with the name."""
+    return DataError(
+        f"data set {source.description} cannot be loaded from the hub ({_first_line(error)}); give a local folder of "
+        "rows",
+        option="data",
+    )
 
 
 def _undecoded(loaded: Any) -> Sequence[Row]:

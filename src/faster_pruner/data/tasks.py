@@ -63,6 +63,8 @@ class Data:
         folder: local folder with one file per split, or a retrieval folder as BEIR has them; None for the hub.
         columns: in place of the task's own.
         file: a single file of rows in place of a folder; a part of it is held back to judge by.
+        hub: a data set on the hub in place of a folder, "owner/name" or "owner/name:configuration"; where it has rows
+            to train on alone, a part of them is held back to judge by.
         pooling: how an encoder without a head makes one vector of many: mean, cls, max or lasttoken.
         dims: lengths of prefixes of an embedding that are embeddings, too (Matryoshka).
         documents: most documents of a retrieval folder that queries are evaluated against: of a larger corpus the
@@ -73,6 +75,7 @@ class Data:
     folder: str | Path | None = None
     columns: Columns = Columns()
     file: str | Path | None = None
+    hub: str | None = None
     pooling: str | None = None
     dims: tuple[int, ...] = ()
     documents: int = 100_000
@@ -86,13 +89,17 @@ class Data:
         for size in self.dims:
             whole_number("dims", size, 1)
         whole_number("documents", self.documents, 1)
-        if self.file is not None and self.folder is not None:
-            raise OptionError("a folder of rows and a single file of rows were given; one of them is enough")
+        made_of("data set on the hub", self.hub, (str, type(None)))
+        if sum(each is not None for each in (self.file, self.folder, self.hub)) > 1:
+            raise OptionError(
+                "more than one of a folder of rows, a single file of rows and a data set on the hub was given; one of "
+                "them is enough"
+            )
 
     @property
     def described(self) -> bool:
         """Whether it says anything, where it may be left out."""
-        return any(each is not None for each in (self.task, self.columns.text, self.folder, self.file))
+        return any(each is not None for each in (self.task, self.columns.text, self.folder, self.file, self.hub))
 
     def describe(self, known: Mapping[str, Task], kinds: Collection[str]) -> Task:
         """A known task by name, or any of a kind; with the columns that are given in place of the usual ones.
@@ -132,13 +139,15 @@ class Data:
 
     def source(self, task: Task) -> Source:
         """Where the rows of a task come from. Raises DataError when nothing says so."""
-        if self.folder is None and self.file is None and not task.hub:
+        own, _, configuration = (self.hub or "").partition(":")
+        if self.folder is None and self.file is None and not (own or task.hub):
             raise DataError("say where the rows are: give a local folder", option="data")
         return Source(
             folder=None if self.folder is None else Path(self.folder),
             subfolder=task.name,
-            hub=task.hub,
-            hub_config=task.hub_config,
+            hub=own or task.hub,
+            hub_config=(configuration or None) if own else task.hub_config,
+            shared=bool(own),
             file=None if self.file is None else Path(self.file),
             documents=self.documents,
         )

@@ -29,7 +29,7 @@ from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents
-from faster_pruner.options import CalibrationOptions, Fisher, Method, PrecisionName, Scale, SecondOrder
+from faster_pruner.options import CalibrationOptions, Fisher, Method, PrecisionName, Scale
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.results import SublayerResult
 
@@ -228,8 +228,7 @@ def _batches(
     device: torch.device,
 ) -> list[Batch]:
     """The calibration set in batches, those that the backward runs through ahead of the others."""
-    wanted = method.selection.moment_tokens if isinstance(method.selection, SecondOrder) else None
-    tokens = None if wanted is None else wanted * max(s.columns for s in subject.sublayers)
+    tokens = subject.moment_tokens(method)
     if isinstance(rows, EncodedRows):
         first = None if tokens is None else rows_with(rows, tokens)
         return pack(rows, tokens_per_batch=options.tokens_per_batch, device=device, differentiated=first)

@@ -14,6 +14,7 @@ from faster_pruner.model.network import Network
 from faster_pruner.model.reading import Reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Objective
+from faster_pruner.options import Method, SecondOrder
 from faster_pruner.results import SublayerResult
 from faster_pruner.selection.elimination import Curve
 
@@ -35,6 +36,12 @@ class Subject:
     objective: Objective
     dtype: torch.dtype = torch.float32
     left: dict[str, str] = field(default_factory=dict[str, str])
+
+    def moment_tokens(self, method: Method) -> int | None:
+        """How many tokens second moments are taken from; None for all."""
+        wanted = method.selection.moment_tokens if isinstance(method.selection, SecondOrder) else None
+        columns = max(s.columns for s in self.sublayers)
+        return None if wanted is None else wanted * self.objective.moment_factor * columns
 
 
 @dataclass(frozen=True)

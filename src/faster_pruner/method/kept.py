@@ -29,8 +29,7 @@ from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistic
 from faster_pruner.model.passes import PassSetting, device_of
 from faster_pruner.model.precision import choose_precision
 from faster_pruner.model.reading import Reading, Rule
-from faster_pruner.model.spec import Sublayer
-from faster_pruner.options import CalibrationOptions, Method, SecondOrder
+from faster_pruner.options import CalibrationOptions, Method
 
 FORMAT = 3
 _INDEX = "statistics.json"
@@ -76,23 +75,22 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def kept_bytes(rows: EncodedRows, sublayers: Sequence[Sublayer], method: Method, precision: str) -> int:
+def kept_bytes(rows: EncodedRows, subject: Subject, method: Method, precision: str) -> int:
     """About what `save_statistics` will write, for rows that have not been passed yet.
 
     Args:
         rows: the calibration set.
-        sublayers: all that may take part.
+        subject: whose sublayers may all take part.
         method: that decides what is kept.
         precision: of the pass.
     """
-    needs, selection = Needs.of(method), method.selection
+    needs, wanted = Needs.of(method), subject.moment_tokens(method)
     tokens, item = sum(rows.lengths), 2 if precision == "bfloat16" else 4
-    wanted = selection.moment_tokens if isinstance(selection, SecondOrder) else None
     # sources are kept of what is differentiated
-    differentiated = tokens if wanted is None else min(tokens, wanted * max(s.columns for s in sublayers))
+    differentiated = tokens if wanted is None else min(tokens, wanted)
     # the batches: token ids and mask, rows and labels
     total = 8 * (tokens * (len(rows.padding) + 1) + 2 * len(rows))
-    for s in sublayers:
+    for s in subject.sublayers:
         total += item * s.width * (tokens * needs.targets + differentiated * needs.sources)
         total += 4 * (s.columns**2 + s.width**2) * needs.moments + 4 * len(rows) * s.units * needs.mask_gradients
         total += tokens

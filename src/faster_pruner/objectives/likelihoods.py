@@ -93,6 +93,25 @@ class Gaussian:
         return signs
 
 
+class Compared(Gaussian):
+    """A vector that is compared with others: half of what counts are its C numbers, half are its similarities.
+
+    A change of all vectors by D [P, C] changes the similarities of those of a batch, V V', by D V' + V D'. Its square,
+    summed over the pairs, weighs directions by how far the vectors spread along them: V' V. That alone would leave
+    directions to chance in which few texts differ, so that the vectors themselves have as large a part
+    (docs/embeddings.md).
+    """
+
+    def direction(self, values: Tensor, signs: Tensor) -> Tensor:
+        """Covariance ``(I + C V'V / ||V||^2) / 2``, both parts of the same trace."""
+        wide = values.to(solve_dtype(values.device))
+        metric = wide.T @ wide
+        metric *= values.shape[1] / metric.trace().clamp(min=torch.finfo(metric.dtype).tiny)
+        metric.diagonal().add_(1)
+        root = torch.linalg.cholesky(metric / 2)
+        return (signs.to(root.dtype) @ root.T).to(values.dtype)
+
+
 def _fitting(labels: Tensor, like: Tensor, needed: str) -> Tensor:
     """Labels in the shape of something [P] or [P, C]. Raises DataError where they are more or fewer."""
     if labels.numel() != like.numel():

@@ -109,6 +109,8 @@ class Objective:
         pipeline_tag: the hub's name for the task; empty for none.
         library: by which the hub says such models are opened.
         opener: its class that does, where that is no auto class of transformers.
+        moment_factor: how many times as many tokens as a classifier's second moments are taken from (`SecondOrder`):
+            where a prediction has many directions, and each row draws one of them.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Objective:
     pipeline_tag: str = ""
     library: str = "transformers"
     opener: str = ""
+    moment_factor: int = 1
 
     def values(self, returned: Any, batch: Batch) -> Tensor:
         """[P, C]: the predictions alone."""
