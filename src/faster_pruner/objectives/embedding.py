@@ -43,7 +43,7 @@ AUTO_CLASS = "AutoModel"
 COLUMNS = ("text", None, "")
 
 _PIPELINE_TAG = "sentence-similarity"
-# Measured in docs/embeddings.md: half a point to a point more of the neighbours at half the MACs.
+# Measured in docs/embeddings.md: about a point more of the neighbours at half the MACs.
 _MOMENT_FACTOR = 4
 # Neighbours that are compared, and pairs of texts whose similarities are.
 _NEAREST, _PAIRS = 10, 10_000
