@@ -59,7 +59,6 @@ from faster_pruner.runtimes.timing import time_in_turn
 
 NAME = "embeddings"
 PARTS = ("quality", "others", "speed", "levers")
-DOCS = Path(__file__).parents[1] / "docs"
 GLUE = SHARED / "data" / "glue"
 BUDGETS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 # Calibration texts of the default, and of as many as there are.

@@ -19,6 +19,15 @@ _LATIN, _CYRILLIC = (
     ("ба", "де", "фи", "го", "ку", "ла", "ме", "но", "пи", "ру", "ста", "тре"),
 )
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# Sizes and ids of tiny models whose embeddings are pruned.
+SIZES: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
+IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 

@@ -10,19 +10,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
-from corpora import fast, files_of, pruned, save, sentences
+from corpora import SIZES, fast, files_of, pruned, save, sentences
 from faster_pruner import Data, Vocabulary, prune_vocabulary
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_latency", "own_temporary")]
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "max_position_embeddings": 64,
-    "vocab_size": len(fast("WordPiece")),
-}
+_SIZES = {**SIZES, "vocab_size": len(fast("WordPiece"))}
 
 
 def test_a_folder_of_sentence_transformers(tmp_path: Path) -> None:

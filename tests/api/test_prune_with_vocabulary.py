@@ -27,7 +27,7 @@ from transformers import (
 
 from badness import bad_input
 from command import run
-from corpora import fast, files_of, pruned, save, sentences, write_rows
+from corpora import IDS, SIZES, fast, files_of, pruned, save, sentences, write_rows
 from faster_pruner import (
     Budget,
     Data,
@@ -56,15 +56,7 @@ from faster_pruner.errors import (
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_latency", "own_temporary")]
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "max_position_embeddings": 64,
-    "num_labels": 2,
-}
-_IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+_SIZES = {**SIZES, "num_labels": 2}
 _BART: dict[str, Any] = {
     f"{side}_{key}": value
     for side in ("encoder", "decoder")
@@ -72,15 +64,15 @@ _BART: dict[str, Any] = {
 }
 CASES: dict[str, tuple[PreTrainedConfig, Any, str]] = {
     "bert, WordPiece": (BertConfig(**_SIZES), AutoModelForSequenceClassification, "WordPiece"),
-    "roberta, BPE": (RobertaConfig(**_SIZES, **_IDS), AutoModelForSequenceClassification, "BPE of bytes"),
-    "xlm-roberta, Unigram": (XLMRobertaConfig(**_SIZES, **_IDS), AutoModelForSequenceClassification, "Unigram"),
+    "roberta, BPE": (RobertaConfig(**_SIZES, **IDS), AutoModelForSequenceClassification, "BPE of bytes"),
+    "xlm-roberta, Unigram": (XLMRobertaConfig(**_SIZES, **IDS), AutoModelForSequenceClassification, "Unigram"),
     "bart, which reads an end": (
-        BartConfig(**_BART, d_model=24, max_position_embeddings=64, decoder_start_token_id=2, **_IDS),
+        BartConfig(**_BART, d_model=24, max_position_embeddings=64, decoder_start_token_id=2, **IDS),
         AutoModelForSequenceClassification,
         "BPE of bytes",
     ),
     "llama, tied": (
-        LlamaConfig(**_SIZES, **_IDS, tie_word_embeddings=True),
+        LlamaConfig(**_SIZES, **IDS, tie_word_embeddings=True),
         AutoModelForCausalLM,
         "BPE with byte fallback",
     ),

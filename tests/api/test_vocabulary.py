@@ -32,18 +32,9 @@ from transformers import (
 
 from badness import bad_input
 from command import run
-from corpora import SPECIAL, fast, save, sentences
+from corpora import IDS, SIZES, SPECIAL, fast, save, sentences
 from faster_pruner import Columns, Data, Output, load, prune, prune_vocabulary
 from faster_pruner.errors import DataError, OptionError, OutputError, UnsupportedModelError
-
-_SIZES: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "max_position_embeddings": 64,
-}
-_IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
 def make(config: PreTrainedConfig, auto: Any, kind: str, *, rows: int = 0) -> Any:
@@ -54,21 +45,21 @@ def make(config: PreTrainedConfig, auto: Any, kind: str, *, rows: int = 0) -> An
 
 
 CASES: dict[str, tuple[PreTrainedConfig, Any, str, str | None]] = {
-    "bert": (BertConfig(**_SIZES), AutoModel, "WordPiece", None),
-    "bert, masked words": (BertConfig(**_SIZES), AutoModelForMaskedLM, "WordPiece", None),
-    "bert, untied": (BertConfig(**_SIZES, tie_word_embeddings=False), AutoModelForMaskedLM, "WordPiece", None),
-    "roberta": (RobertaConfig(**_SIZES, **_IDS), AutoModel, "BPE of bytes", "RobertaTokenizer"),
-    "roberta, masked words": (RobertaConfig(**_SIZES, **_IDS), AutoModelForMaskedLM, "BPE of bytes", None),
-    "xlm-roberta": (XLMRobertaConfig(**_SIZES, **_IDS), AutoModelForMaskedLM, "Unigram", "XLMRobertaTokenizer"),
-    "llama": (LlamaConfig(**_SIZES, **_IDS), AutoModelForCausalLM, "BPE with byte fallback", None),
+    "bert": (BertConfig(**SIZES), AutoModel, "WordPiece", None),
+    "bert, masked words": (BertConfig(**SIZES), AutoModelForMaskedLM, "WordPiece", None),
+    "bert, untied": (BertConfig(**SIZES, tie_word_embeddings=False), AutoModelForMaskedLM, "WordPiece", None),
+    "roberta": (RobertaConfig(**SIZES, **IDS), AutoModel, "BPE of bytes", "RobertaTokenizer"),
+    "roberta, masked words": (RobertaConfig(**SIZES, **IDS), AutoModelForMaskedLM, "BPE of bytes", None),
+    "xlm-roberta": (XLMRobertaConfig(**SIZES, **IDS), AutoModelForMaskedLM, "Unigram", "XLMRobertaTokenizer"),
+    "llama": (LlamaConfig(**SIZES, **IDS), AutoModelForCausalLM, "BPE with byte fallback", None),
     "llama, tied": (
-        LlamaConfig(**_SIZES, **_IDS, tie_word_embeddings=True),
+        LlamaConfig(**SIZES, **IDS, tie_word_embeddings=True),
         AutoModelForCausalLM,
         "BPE with byte fallback",
         None,
     ),
     "llama, by its own tokenizer": (
-        LlamaConfig(**_SIZES, **_IDS),
+        LlamaConfig(**SIZES, **IDS),
         AutoModelForCausalLM,
         "BPE with byte fallback",
         "LlamaTokenizer",
@@ -80,7 +71,7 @@ CASES: dict[str, tuple[PreTrainedConfig, Any, str, str | None]] = {
         None,
     ),
     "t5": (
-        T5Config(d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3, decoder_start_token_id=1, **_IDS),
+        T5Config(d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3, decoder_start_token_id=1, **IDS),
         AutoModelForSeq2SeqLM,
         "Unigram",
         None,
@@ -93,7 +84,7 @@ CASES: dict[str, tuple[PreTrainedConfig, Any, str, str | None]] = {
             max_position_embeddings=64,
             decoder_start_token_id=2,
             forced_eos_token_id=2,
-            **_IDS,
+            **IDS,
         ),
         AutoModelForSeq2SeqLM,
         "BPE of bytes",
@@ -172,7 +163,7 @@ def test_the_generation_config_follows(tmp_path: Path) -> None:
 
 def test_where_positions_hang_on_padding_its_id_stays(tmp_path: Path) -> None:
     """RoBERTa counts positions from there: all ids below stay, though nothing uses them."""
-    config = RobertaConfig(**_SIZES, bos_token_id=0, eos_token_id=2, pad_token_id=20)
+    config = RobertaConfig(**SIZES, bos_token_id=0, eos_token_id=2, pad_token_id=20)
     dense = make(config, AutoModel, "BPE of bytes")
     save(tmp_path / "dense", dense, "BPE of bytes")
     tokenizer = fast("BPE of bytes")
@@ -189,7 +180,7 @@ def test_where_positions_hang_on_padding_its_id_stays(tmp_path: Path) -> None:
 
 def classifier(folder: Path) -> Path:
     """A BERT that tells two classes apart, and rows for it."""
-    model = make(BertConfig(**_SIZES, num_labels=2), AutoModelForSequenceClassification, "WordPiece")
+    model = make(BertConfig(**SIZES, num_labels=2), AutoModelForSequenceClassification, "WordPiece")
     save(folder / "dense", model, "WordPiece")
     (folder / "rows").mkdir()
     for split, part in (("train", sentences("latin")[:48]), ("validation", sentences("latin")[48:72])):
@@ -235,7 +226,7 @@ def test_before_and_after_pruning(tmp_path: Path) -> None:
 
 
 def test_texts_from_every_kind_of_file(tmp_path: Path) -> None:
-    dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    dense = save(tmp_path / "dense", make(BertConfig(**SIZES), AutoModel, "WordPiece"), "WordPiece")
     texts = sentences("latin")[:40]
     (tmp_path / "a.txt").write_text("\n".join(texts[:10]) + "\n\n \n")
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts[10:20]))
@@ -257,7 +248,7 @@ def test_texts_from_every_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_has_no_say(tmp_path: Path) -> None:
-    dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    dense = save(tmp_path / "dense", make(BertConfig(**SIZES), AutoModel, "WordPiece"), "WordPiece")
     texts = [*sentences("latin")[:30], *sentences("cyrillic")[:30]]
     report = prune_vocabulary(dense, texts, held_out=0.5, seed=3).report
     assert report.texts == 30
@@ -271,7 +262,7 @@ def test_what_is_held_out_has_no_say(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    dense = save(tmp_path / "dense", make(BertConfig(**SIZES), AutoModel, "WordPiece"), "WordPiece")
     (tmp_path / "one.txt").write_text("\n".join(sentences("latin")[:30]))
     (tmp_path / "two.txt").write_text("\n".join(sentences("latin")[30:60]))
     arguments = ("vocabulary", dense, "--corpus", tmp_path / "one.txt", "--corpus", tmp_path / "two.txt")
@@ -292,7 +283,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
-    dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    dense = save(tmp_path / "dense", make(BertConfig(**SIZES), AutoModel, "WordPiece"), "WordPiece")
     (tmp_path / "rows").mkdir()
     texts = list(sentences("latin")[:10])
     wrong: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -343,7 +334,7 @@ def test_settings_that_hide_ids_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_the_old_vocabulary_follow_or_are_left_out(tmp_path: Path) -> None:
-    dense = save(tmp_path / "dense", make(BertConfig(**_SIZES), AutoModel, "WordPiece"), "WordPiece")
+    dense = save(tmp_path / "dense", make(BertConfig(**SIZES), AutoModel, "WordPiece"), "WordPiece")
     core = fast("WordPiece").get_vocab()
     (dense / "vocab.txt").write_text("".join(f"{token}\n" for token in sorted(core, key=core.__getitem__)))
     (dense / "spiece.model").write_bytes(b"the whole vocabulary")

@@ -164,6 +164,23 @@ def test_chat_templates_are_refused(tmp_path: Path) -> None:
         open_checkpoint(place, device=CPU)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": ["a"], "default_prompt_name": "a"},
+        {"prompts": {"query": 3, "document": [4]}, "default_prompt_name": "query"},
+        {"prompts": {"query": ""}, "default_prompt_name": ["query"]},
+    ],
+)
+def test_prompts_that_mean_nothing_are_passed_over(settings: dict[str, Any], tmp_path: Path) -> None:
+    place = sentences.save_folder(tmp_path / "dense")
+    file = place / "config_sentence_transformers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    head = open_checkpoint(place, device=CPU).head
+    assert head is not None
+    assert (head.prompt, head.query_prompt, head.document_prompt) == ("", "", "")
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_transformer_in_a_folder_of_its_own(dense: bool, tmp_path: Path) -> None:
     root = sentences.save_folder(tmp_path / "root", dense=dense, prompts={"query": "w1 "})

@@ -14,7 +14,7 @@ from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored
 from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
-from faster_pruner.api.vocabulary import VocabularyResult, prune_vocabulary
+from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -106,10 +106,7 @@ def prune(
     )
     asked.check()
     if asked.vocabulary is not None and not asked.budget.prunes:
-        texts, options = asked.vocabulary.texts, asked.vocabulary
-        return prune_vocabulary(
-            asked.place, texts, output=asked.output, held_out=options.held_out, seed=options.seed, run=run
-        )
+        return tokens_pruned(asked.place, asked.vocabulary, asked.output, run or Run())
     return _pruned(asked, run or Run())
 
 

@@ -70,9 +70,14 @@ def prune_vocabulary(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not behave like the model before; nothing was written.
     """
-    place, target, run = as_place(model), as_output(output), run or Run()
+    place, target = as_place(model), as_output(output)
     wanted = Vocabulary(texts=texts, held_out=held_out, seed=seed)
     wanted.check(target, reads=place)
+    return tokens_pruned(place, wanted, target, run or Run())
+
+
+def tokens_pruned(place: str, wanted: Vocabulary, target: Output, run: Run) -> VocabularyResult:
+    """Open, choose, write and verify; everything has been checked. Raises as `prune_vocabulary` does."""
     device = run.on()
     clock = run.clock(device)
     with clock.stage("load"):

@@ -58,6 +58,38 @@ class Layout:
         return self.root / self.inner
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a settings file; nothing where there is none. Raises CheckpointError."""
+    return read_json(file) if file.is_file() else {}
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """A mapping as it is; nothing of what is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def prompt_named(settings: Mapping[str, Any], name: object) -> str:
+    """The prompt of a name; nothing where there is none that is a text."""
+    found = as_mapping(settings.get("prompts")).get(name) if isinstance(name, str) else None
+    return found if isinstance(found, str) else ""
+
+
+def default_prompt(settings: Mapping[str, Any]) -> str:
+    """What is put in front of texts where nobody names a prompt."""
+    return prompt_named(settings, settings.get("default_prompt_name"))
+
+
+def longest_text(limits: Mapping[str, Any]) -> int | None:
+    """Most tokens of a text, or of a pair; None where nobody says."""
+    found = limits.get("max_seq_length")
+    return found if type(found) is int and found > 0 else None
+
+
+def writes_messages(limits: Mapping[str, Any]) -> bool:
+    """Whether texts are written with a chat template."""
+    return "message" in as_mapping(limits.get("modality_config"))
+
+
 def kind_of(module: Mapping[str, Any]) -> str:
     """What a module is, by the name of its class."""
     return str(module.get("type", "")).rpartition(".")[2]
@@ -79,7 +111,7 @@ def read_layout(place: str) -> Layout | None:
     if root is None or not (root / MODULES).is_file():
         return None
     modules = _modules(place, root)
-    settings = read_json(root / SETTINGS) if (root / SETTINGS).is_file() else {}
+    settings = read_settings(root / SETTINGS)
     kinds = [kind_of(each) for each in modules]
     embeds = (
         kinds[0] == _TRANSFORMER

@@ -5,13 +5,20 @@ Since version 5.4 a folder says so in the files of all of sentence-transformers'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
-from faster_pruner.checkpoint.layout import LIMITS, SETTINGS
+from faster_pruner.checkpoint.layout import (
+    LIMITS,
+    SETTINGS,
+    as_mapping,
+    default_prompt,
+    longest_text,
+    read_settings,
+    writes_messages,
+)
 from faster_pruner.checkpoint.quiet import quiet_transformers
 from faster_pruner.checkpoint.screening import read_json
 from faster_pruner.errors import UnsupportedModelError
@@ -20,8 +27,6 @@ from faster_pruner.model.scoring import Scoring
 _KIND = "CrossEncoder"
 # Of config.json: of versions 4 and 5, and of those before.
 _OWN, _ACTIVATION, _OLDEST = "sentence_transformers", "activation_fn", "sbert_ce_default_activation_function"
-# What pairs are written with by a chat template.
-_MESSAGE = "message"
 
 
 def scoring_of(place: str, config: Any) -> Scoring | None:
@@ -37,24 +42,18 @@ def scoring_of(place: str, config: Any) -> Scoring | None:
     """
     if getattr(config, "num_labels", None) != 1:
         return None
-    settings, own = _read(place, SETTINGS), _mapping(getattr(config, _OWN, None))
+    settings, own = _read(place, SETTINGS), as_mapping(getattr(config, _OWN, None))
     oldest = getattr(config, _OLDEST, None)
     if settings.get("model_type") != _KIND and _ACTIVATION not in own and not isinstance(oldest, str):
         return None
     limits = _read(place, LIMITS)
-    if _MESSAGE in _mapping(limits.get("modality_config")):
+    if writes_messages(limits):
         raise UnsupportedModelError(
             f"{place!r} is a CrossEncoder that writes its pairs with a chat template; supported are those that read a "
             "query and a text as a pair; prune this one in memory, on batches of your own (prune_model)"
         )
-    activation, longest = settings.get(_ACTIVATION) or own.get(_ACTIVATION) or oldest, limits.get("max_seq_length")
-    default = settings.get("default_prompt_name")
-    prompt = _mapping(settings.get("prompts")).get(default) if isinstance(default, str) else None
-    return Scoring(
-        identity=_is_identity(activation),
-        longest=longest if type(longest) is int and longest > 0 else None,
-        prompt=prompt if isinstance(prompt, str) else "",
-    )
+    activation = settings.get(_ACTIVATION) or own.get(_ACTIVATION) or oldest
+    return Scoring(identity=_is_identity(activation), longest=longest_text(limits), prompt=default_prompt(settings))
 
 
 def _is_identity(activation: Any) -> bool:
@@ -62,16 +61,10 @@ def _is_identity(activation: Any) -> bool:
     return isinstance(activation, str) and activation.startswith("torch.") and activation.endswith(".Identity")
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping as it is; nothing of what is none."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _read(place: str, name: str) -> dict[str, Any]:
     """The content of a settings file, local or of the hub; nothing where there is none. Raises CheckpointError."""
     if Path(place).is_dir():
-        file = Path(place) / name
-        return read_json(file) if file.is_file() else {}
+        return read_settings(Path(place) / name)
     with quiet_transformers():
         found = cached_file(
             place,

@@ -19,9 +19,23 @@ from tokenizers.normalizers import Sequence as Normalizers
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from faster_pruner.checkpoint.layout import ANY_LIMITS, LIMITS, MODULES, PACKAGE, SETTINGS, Layout, is_own, kind_of
+from faster_pruner.checkpoint.layout import (
+    ANY_LIMITS,
+    LIMITS,
+    MODULES,
+    PACKAGE,
+    SETTINGS,
+    Layout,
+    default_prompt,
+    is_own,
+    kind_of,
+    longest_text,
+    prompt_named,
+    read_settings,
+    writes_messages,
+)
 from faster_pruner.checkpoint.quiet import quiet_transformers
-from faster_pruner.checkpoint.screening import first_lines, read_json
+from faster_pruner.checkpoint.screening import first_lines
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.model.head import Head
 
@@ -29,7 +43,9 @@ POOLINGS = ("mean", "cls", "max", "lasttoken")
 # Modules that go on from the embeddings of tokens, or from that of the text.
 _SUPPORTED = ("Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
 _DOT = ("dot", "dot_product", "dot_score")
-# What folders call the prompt of documents. Every folder that sentence-transformers 6 saves has an empty "document".
+# What folders call the prompts of queries and of documents. Every folder that sentence-transformers 6 saves has an empty
+# "document".
+_OF_QUERIES = "query"
 _OF_DOCUMENTS = ("document", "passage", "corpus")
 
 
@@ -48,30 +64,23 @@ def read_head(layout: Layout, *, dims: Sequence[int] = ()) -> Head:
     if not is_own(layout.modules[0]):
         raise _strange(place, layout.modules[0])
     opened = tuple(_opened(place, each) for each in layout.modules[1:])
-    settings = _settings(layout.root / SETTINGS)
+    settings = read_settings(layout.root / SETTINGS)
     limits = _limits(layout.transformer)
-    if "message" in (limits.get("modality_config") or {}):
+    if writes_messages(limits):
         raise CheckpointError(
             f"{place!r} puts texts into its tokenizer's chat template ({LIMITS} lists the modality 'message'), which "
             "is not supported; where it works on plain texts, leave that entry out"
         )
-    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
-    longest = limits.get("max_seq_length")
     return Head(
         modules=opened,
         similarity="dot" if str(settings.get("similarity_fn_name") or "cosine") in _DOT else "cosine",
-        longest=longest if type(longest) is int and longest > 0 else None,
+        longest=longest_text(limits),
         lower=limits.get("do_lower_case") is True,
-        prompt=str(prompts.get(default) or "") if default else "",
-        query_prompt=_first_of(prompts, ("query",)),
-        document_prompt=_first_of(prompts, _OF_DOCUMENTS),
+        prompt=default_prompt(settings),
+        query_prompt=prompt_named(settings, _OF_QUERIES),
+        document_prompt=next(filter(None, (prompt_named(settings, name) for name in _OF_DOCUMENTS)), ""),
         dims=tuple(dims),
     )
-
-
-def _first_of(prompts: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The first prompt of these names that is not empty; else nothing."""
-    return next((str(prompts[name]) for name in names if prompts.get(name)), "")
 
 
 def fitted(head: Head, tokenizer: object) -> Head:
@@ -168,12 +177,7 @@ def _strange(place: str, entry: Mapping[str, Any]) -> CheckpointError:
 def _limits(folder: Path) -> dict[str, Any]:
     """Settings of the transformer as a module, under whichever name. Raises CheckpointError."""
     files = [folder / LIMITS, *sorted(folder.glob(ANY_LIMITS))]
-    return _settings(next((file for file in files if file.is_file()), folder / LIMITS))
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """The content of a settings file; nothing where there is none. Raises CheckpointError."""
-    return read_json(file) if file.is_file() else {}
+    return read_settings(next((file for file in files if file.is_file()), folder / LIMITS))
 
 
 def _known_modules() -> Any:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +33,7 @@ from faster_pruner.objectives.encoding import (
     require_columns,
 )
 from faster_pruner.objectives.likelihoods import Compared
+from faster_pruner.objectives.metrics import REGRESSION, mean_percent
 from faster_pruner.objectives.neighbours import nearest, shared, unit
 from faster_pruner.objectives.objective import Metric, Objective, OfRows, Predicted, Predictions
 from faster_pruner.objectives.retrieval import Ranking, discounted_gains, found_again, recalls, similarities
@@ -144,23 +144,16 @@ def _cosines(predicted: Predicted, dense: Predicted) -> np.ndarray:
 
 def _correlation(lines: np.ndarray) -> float:
     """Spearman's correlation of two columns, in percent."""
-    if np.ptp(lines[:, 0]) == 0 or np.ptp(lines[:, 1]) == 0:
-        return 0.0
-    found: Any = spearmanr(lines[:, 0], lines[:, 1])
-    return 100 * float(found.statistic)
-
-
-def _mean(lines: np.ndarray) -> float:
-    return 100 * float(lines.mean())
+    return REGRESSION["spearman"](lines[:, 0], lines[:, 1])
 
 
 METRICS: dict[str, Metric] = {
-    "ndcg@10": OfRows(discounted_gains, _mean),
-    "recall@100": OfRows(recalls, _mean),
+    "ndcg@10": OfRows(discounted_gains, mean_percent),
+    "recall@100": OfRows(recalls, mean_percent),
     "spearman": OfRows(_of_pairs, _correlation),
-    "neighbours": OfRows(_neighbours, _mean, compares=True),
+    "neighbours": OfRows(_neighbours, mean_percent, compares=True),
     "similarities": OfRows(_similarities, _correlation, compares=True),
-    "cosine": OfRows(_cosines, _mean, compares=True),
+    "cosine": OfRows(_cosines, mean_percent, compares=True),
 }
 
 

@@ -43,6 +43,11 @@ def _correlation(function: Callable[[Array, Array], object]) -> Callable[[Array,
     return metric
 
 
+def mean_percent(lines: Array) -> float:
+    """Mean of a table of shares, in percent."""
+    return 100 * float(lines.mean())
+
+
 def expected_calibration_error(values: Array, labels: Array) -> float:
     """Mean gap between confidence and accuracy over 15 equal-width bins of confidence (Guo et al. 2017), 0 to 1."""
     p = _softmax(values)

@@ -26,7 +26,7 @@ from faster_pruner.model.scoring import Scoring
 from faster_pruner.objectives import classification
 from faster_pruner.objectives.encoding import NotALabel, as_number, as_rows, not_a_label, require_columns
 from faster_pruner.objectives.likelihoods import Gaussian
-from faster_pruner.objectives.metrics import REGRESSION
+from faster_pruner.objectives.metrics import REGRESSION, mean_percent
 from faster_pruner.objectives.objective import Metric, Objective, OfRows, Predicted
 
 TASK = "text-ranking"
@@ -77,9 +77,9 @@ def scored(scoring: Scoring) -> Objective:
 def _metrics(scoring: Scoring) -> dict[str, Metric]:
     """By labels first; then by the dense model, whose own scores are the labels."""
     return {
-        "ndcg@10": OfRows(_gains_of_labels, _mean),
+        "ndcg@10": OfRows(_gains_of_labels, mean_percent),
         "spearman": OfRows(_scores_and_labels, _correlation),
-        "dense_ndcg@10": OfRows(partial(_gains_of_dense, scoring), _mean, compares=True),
+        "dense_ndcg@10": OfRows(partial(_gains_of_dense, scoring), mean_percent, compares=True),
         "dense_spearman": OfRows(_both_scores, _correlation, compares=True),
     }
 
@@ -150,10 +150,6 @@ def _by_query(predicted: Predicted) -> Iterator[np.ndarray]:
     numbers = predicted.context.numbers[predicted.rows]
     order = numbers.argsort(kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-
-
-def _mean(lines: np.ndarray) -> float:
-    return 100 * float(lines.mean())
 
 
 def _correlation(lines: np.ndarray) -> float:
