@@ -43,8 +43,8 @@ POOLINGS = ("mean", "cls", "max", "lasttoken")
 # Modules that go on from the embeddings of tokens, or from that of the text.
 _SUPPORTED = ("Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
 _DOT = ("dot", "dot_product", "dot_score")
-# What folders call the prompts of queries and of documents. Every folder that sentence-transformers 6 saves has an empty
-# "document".
+# What folders call the prompts of queries and of documents. Every folder that sentence-transformers 6 saves has an
+# empty "document".
 _OF_QUERIES = "query"
 _OF_DOCUMENTS = ("document", "passage", "corpus")
 
