@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from faster_pruner.data.tasks import Columns, Data
     from faster_pruner.host.folders import Output
     from faster_pruner.objectives.objective import Objective, Predictions
-    from faster_pruner.options import CalibrationOptions, Method, SolverOptions, preset
+    from faster_pruner.options import CalibrationOptions, Distillation, Method, SolverOptions, preset
 
 # Where each public name lives.
 _HOMES = {
@@ -38,6 +38,7 @@ _HOMES = {
     "CalibrationOptions": "options",
     "Columns": "data.tasks",
     "Data": "data.tasks",
+    "Distillation": "options",
     "Limit": "costs.budget",
     "Method": "options",
     "Objective": "objectives.objective",
@@ -64,6 +65,7 @@ __all__ = [
     "CalibrationOptions",
     "Columns",
     "Data",
+    "Distillation",
     "Limit",
     "Method",
     "Objective",

@@ -203,6 +203,44 @@ class LimitResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationResult:
+    """What training towards the dense model did.
+
+    Attributes:
+        rows: that it was trained on.
+        held_out: rows that judged.
+        planned: steps of the whole course.
+        steps: that were taken; those after the best one were taken back.
+        best_step: whose state was kept; 0 where none was better than what the recovery had left.
+        before: mean divergence from the dense model on the held-out rows, before the first step.
+        after: the same of what was kept.
+        history: steps and the held-out divergence after them.
+        status: "finished", "stopped: ..." and why.
+        note: why what was done so far could not be kept for a run that goes on from there; empty when it could.
+        fb: what it cost, in forwards and backwards of the dense model over the calibration set, by arithmetic.
+        recovered: metrics before it, by split.
+    """
+
+    rows: int
+    held_out: int
+    planned: int
+    steps: int
+    best_step: int
+    before: float
+    after: float
+    history: list[tuple[int, float]]
+    status: str
+    note: str = ""
+    fb: float = 0.0
+    recovered: dict[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything of it was kept."""
+        return self.best_step > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneReport:
     """Everything a run has to say; written to `result.json` beside the checkpoint.
 
@@ -227,6 +265,7 @@ class PruneReport:
         calibration_rows: rows that it was calibrated on: those asked for, as far as there were so many.
         opens_plain: whether plain transformers opens the checkpoint.
         verified: what was verified, in words; empty for a result that was not saved.
+        distillation: what it did; None without.
         environment: versions and hardware.
         warnings: sentences.
     """
@@ -251,6 +290,7 @@ class PruneReport:
     calibration_rows: int = 0
     opens_plain: bool = False
     verified: str = ""
+    distillation: DistillationResult | None = None
     environment: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

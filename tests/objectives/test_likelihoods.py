@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from faster_pruner.objectives.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from faster_pruner.objectives.likelihoods import Bernoulli, Categorical, Compared, Gaussian, Likelihood
 
 
 def every_sign(count: int) -> Tensor:
@@ -89,3 +89,101 @@ def test_gradient_of_squared_error(shape: tuple[int, int], targets: tuple[int, .
     values, labels = torch.randn(shape, requires_grad=True), torch.randn(targets)
     loss = functional.mse_loss(values, labels.view(shape), reduction="sum")
     assert torch.allclose(Gaussian().gradient(values.detach(), labels), by_autograd(loss, values), atol=1e-6)
+
+
+LIKELIHOODS = [Categorical(), Bernoulli(), Gaussian(), Compared()]
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda own: type(own).__name__)
+def test_a_divergence_is_zero_at_what_it_is_from_and_only_there(likelihood: Likelihood) -> None:
+    dense = 2 * torch.randn(6, 4)
+    aim = likelihood.kept(dense)
+    values = dense.clone().requires_grad_()
+    at_zero = likelihood.divergence(values, aim)
+    at_zero.sum().backward()
+    assert values.grad is not None
+    assert torch.allclose(at_zero, torch.zeros(6), atol=1e-6)
+    assert torch.allclose(values.grad, torch.zeros(6, 4), atol=1e-6)
+    assert bool((likelihood.divergence(dense + torch.randn(6, 4), aim) > 1e-3).all())
+
+
+def test_the_divergence_of_classes_is_torchs() -> None:
+    dense, values = 3 * torch.randn(5, 7), 3 * torch.randn(5, 7)
+    found = Categorical().divergence(values, Categorical().kept(dense))
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=dense), torch.distributions.Categorical(logits=values)
+    )
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_divergence_of_answers_is_torchs() -> None:
+    dense, values = 3 * torch.randn(5, 7), 3 * torch.randn(5, 7)
+    found = Bernoulli().divergence(values, Bernoulli().kept(dense))
+    one, other = (torch.distributions.Bernoulli(logits=own) for own in (dense, values))
+    assert torch.allclose(found, torch.distributions.kl_divergence(one, other).sum(-1), atol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()], ids=lambda own: type(own).__name__)
+def test_to_second_order_a_divergence_is_the_fisher_information(likelihood: Likelihood) -> None:
+    """``D(v + e, v) = e' F e / 2``"""
+    values = torch.randn(4)
+
+    def divergence(at: Tensor) -> Tensor:
+        return likelihood.divergence(at[None], likelihood.kept(values[None])).sum()
+
+    hessian = torch.autograd.functional.hessian(divergence, values)
+    assert torch.allclose(hessian, covariance(likelihood, values), atol=1e-5)
+
+
+def test_to_second_order_vectors_are_compared_by_their_own_metric() -> None:
+    """A small change of all vectors costs what the directions' covariance says, where it changes each by itself.
+
+    The metric counts how similarities change as one of two vectors moves; both do, so that a change has twice the
+    square and what both have in common. Along directions that no other vector has a part in, nothing is in common.
+    """
+    dense = torch.zeros(3, 6)
+    dense[0, 0] = dense[1, 1] = dense[2, 2] = 1.0
+    change = torch.zeros(3, 6)
+    change[:, 3:] = 1e-3 * torch.randn(3, 3)
+    found = Compared().divergence(dense + change, dense)
+    # outside of what the vectors span, similarities change to fourth order only
+    assert torch.allclose(found, change.square().sum(-1) / 2, rtol=1e-3)
+    along = torch.zeros(3, 6)
+    along[:, :3] = 1e-3 * torch.randn(3, 3)
+    gap = along @ dense.T + dense @ along.T
+    expected = (along.square().sum(-1) + (6 / 3) * gap.square().sum(-1) / 2) / 2
+    assert torch.allclose(Compared().divergence(dense + along, dense), expected, rtol=5e-3)
+
+
+def test_positions_of_padding_have_no_part() -> None:
+    dense, values = torch.randn(2, 5), torch.randn(2, 5)
+    short = [own[:, :3] for own in (dense, values)]
+    padded = [torch.cat([own, torch.full((2, 2), -torch.inf)], -1).requires_grad_() for own in short]
+    found = Categorical().divergence(padded[1], Categorical().kept(padded[0].detach()))
+    assert torch.allclose(found, Categorical().divergence(short[1], Categorical().kept(short[0])), atol=1e-6)
+    found.sum().backward()
+    assert padded[1].grad is not None
+    assert bool(padded[1].grad[:, :3].isfinite().all())
+
+
+def test_of_many_classes_the_likely_ones_are_kept_and_the_rest_together() -> None:
+    dense, values = 3 * torch.randn(4, 3000), 3 * torch.randn(4, 3000)
+    likelihood = Categorical()
+    aim = likelihood.kept(dense)
+    assert aim.shape == (4, 256)
+    assert torch.allclose(likelihood.divergence(dense, aim), torch.zeros(4), atol=1e-5)
+    found = likelihood.divergence(values.requires_grad_(), aim)
+    whole = (dense.softmax(-1) * (dense.log_softmax(-1) - values.log_softmax(-1))).sum(-1)
+    # classes put together are never further apart
+    assert bool((found <= whole + 1e-4).all())
+    assert bool((found > 0.3 * whole).all())
+    # by hand: one class for all that are not among the likeliest
+    p, q = dense.softmax(-1), values.softmax(-1)
+    best = p.topk(128).indices
+    own, other = p.gather(-1, best), q.gather(-1, best)
+    rest = [1 - each.sum(-1) for each in (own, other)]
+    expected = (own * (own / other).log()).sum(-1) + rest[0] * (rest[0] / rest[1]).log()
+    assert torch.allclose(found, expected, rtol=1e-3)
+    found.sum().backward()
+    assert values.grad is not None
+    assert bool(values.grad.isfinite().all())

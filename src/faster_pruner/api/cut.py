@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
-from faster_pruner.api.rows import describe, evaluation_splits, objective_for
+from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import check_there, open_checkpoint
@@ -17,12 +18,13 @@ from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, Task, as_data
-from faster_pruner.errors import CheckpointError
+from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.kept import About, load_statistics, read_about
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
+from faster_pruner.options import Distillation, as_distillation
 from faster_pruner.report.card import read_licence
 
 
@@ -36,6 +38,7 @@ def cut_again(
     model: str | Path | None = None,
     memory_limit: int | None = None,
     run: Run | None = None,
+    distillation: Distillation | int | str | None = None,
 ) -> PruneResult:
     """Cut another budget from kept statistics.
 
@@ -47,6 +50,7 @@ def cut_again(
         model: the dense checkpoint; by default where it was then.
         memory_limit: as in `CalibrationOptions`.
         run: as in `prune`.
+        distillation: as in `prune`, on training rows of `data`.
 
     Raises:
         InputError: see its subclasses in `errors`.
@@ -54,7 +58,7 @@ def cut_again(
     """
     whole_number("memory limit", memory_limit, 0, optional=True)
     run, folder = run or Run(), Path(statistics)
-    budget, target = as_budget(macs), as_output(output)
+    budget, target, how_to_train = as_budget(macs), as_output(output), as_distillation(distillation)
     given = None if data is None else as_data(data)
     task = None if given is None else describe(given)
     source = None if given is None or task is None else given.source(task)
@@ -70,6 +74,12 @@ def cut_again(
         subject = subject_of(opened, objective_for(opened, asked))
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
+        training = None
+        if how_to_train is not None:
+            if source is None:
+                raise OptionError("a distillation needs rows to train on; say where they are", option="data")
+            unlabelled = unlabelled_rows(source, asked, opened, kept.options, how_to_train)
+            training = training_for(how_to_train, unlabelled, target)
         licence = read_licence(name)
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
@@ -90,6 +100,7 @@ def cut_again(
         head=opened.head,
         splits=splits,
         licence=licence,
+        training=training,
     )
     return carried_out(job, target, clock)
 

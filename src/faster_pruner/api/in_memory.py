@@ -10,25 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from faster_pruner.api.job import Job, with_measured_multiple
+from faster_pruner.api.job import Job, Training, with_measured_multiple
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.sizes import family_in, sublayers_of
 from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.batches import Batch, adopt, digest
-from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.folders import Output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
+from faster_pruner.method.distillation import Unlabelled
 from faster_pruner.model.describe import Description, describe, described
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.precision import in_dtype, in_float32, usual_torch
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
-from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
+from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
 from faster_pruner.results import PruneReport
+
+# Of the batches to distil on, one in so many judges.
+_ONE_IN = 8
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def prune_model(
     method: Method | str = "default",
     calibration: CalibrationOptions | None = None,
     run: Run | None = None,
+    distillation: Distillation | int | str | None = None,
+    unlabelled: Iterable[Mapping[str, Any]] | None = None,
 ) -> PrunedModel:
     """Prune a transformers model that is in memory; nothing is read, written or evaluated.
 
@@ -97,6 +103,8 @@ def prune_model(
         method: a preset by name, or a `Method`.
         calibration: seed, precision and memory; rows, lengths and packing are those of the batches.
         run: a listener; the device is the model's.
+        distillation: as in `prune`: on `unlabelled`, of which one batch in eight judges and is not trained on.
+        unlabelled: batches without labels to distil on; by default the calibration set, which is too small for much.
 
     Raises:
         InputError: see its subclasses in `errors`.
@@ -117,6 +125,13 @@ def prune_model(
     subject = Subject(dense, found.sublayers, objective or objective_of(dense), dtype, dict(found.left))
     budget = with_measured_multiple(budget, subject, clock)
     place = str(getattr(model.config, "name_or_path", "") or "")
+    training = None
+    how_to_train = as_distillation(distillation)
+    if how_to_train is not None:
+        more = own if unlabelled is None else adopt(unlabelled, device)
+        training = Training(how=how_to_train, unlabelled=_split(more))
+    elif unlabelled is not None:
+        raise OptionError("batches without labels were given, and nothing is distilled; give a distillation, too")
     job = Job(
         name=public_name(place) if place else type(model).__name__,
         place=place,
@@ -127,11 +142,20 @@ def prune_model(
         options=replace(options, rows=sum(batch.rows.numel() for batch in own)),
         calibration_hash=digest(own),
         timed_on=[own[0].inputs],
+        training=training,
     )
     outcome = cut_and_measure(job, clock)
     pruned: Any = outcome.pruned.model
     given = pruned if dtype == torch.float32 else in_dtype(pruned, dtype)
     return PrunedModel(given, outcome.report, job, outcome)
+
+
+def _split(batches: list[Batch]) -> Unlabelled:
+    """Batches to train on, and those that judge. Raises DataError when there is but one."""
+    judges = batches[::_ONE_IN]
+    if len(batches) < 2:
+        raise DataError("a single batch cannot be distilled on and judge, too; give several")
+    return Unlabelled(rows=[b for i, b in enumerate(batches) if i % _ONE_IN], held_out=judges)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

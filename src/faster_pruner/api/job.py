@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,11 +16,12 @@ from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.method.distillation import Unlabelled
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
 from faster_pruner.objectives.objective import Objective
-from faster_pruner.options import CalibrationOptions, Method
+from faster_pruner.options import CalibrationOptions, Distillation, Method
 from faster_pruner.progress import StageClock
 from faster_pruner.runtimes.timing import SHAPES, fastest_multiple
 from faster_pruner.vocabulary.measured import VocabularyReport
@@ -48,6 +50,21 @@ class Dense:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """A distillation to come.
+
+    Attributes:
+        how: the options.
+        unlabelled: rows for it.
+        file: where an interrupted one goes on from; None keeps nothing.
+    """
+
+    how: Distillation
+    unlabelled: Unlabelled
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One cut.
 
@@ -68,6 +85,7 @@ class Job:
         licence: of the dense model, where it is known.
         given: the model with all its tokens, where its vocabulary was pruned before it was calibrated.
         vocabulary: what was measured of that.
+        training: what comes after the recovery, if anything.
     """
 
     name: str
@@ -86,6 +104,7 @@ class Job:
     place: str = ""
     given: Dense | None = None
     vocabulary: VocabularyReport | None = None
+    training: Training | None = None
 
     @property
     def dense(self) -> Dense:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from faster_pruner.api import warnings
+from faster_pruner.api.distilling import distilled, forget
 from faster_pruner.api.job import Job
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
 from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
-from faster_pruner.errors import DataError
+from faster_pruner.errors import DataError, InputError
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
 from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
@@ -33,7 +35,15 @@ from faster_pruner.objectives.evaluation import confidence, evaluate, predict_ro
 from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted
 from faster_pruner.progress import Progress, StageClock
 from faster_pruner.report.card import CARD_FILE, minimal_card, model_card
-from faster_pruner.results import Confidence, Evaluation, Latency, PruneReport, SizeResult, strict_json
+from faster_pruner.results import (
+    Confidence,
+    DistillationResult,
+    Evaluation,
+    Latency,
+    PruneReport,
+    SizeResult,
+    strict_json,
+)
 from faster_pruner.runtimes.timing import measure
 from faster_pruner.vocabulary.measured import VOCABULARY, VocabularyReport
 
@@ -87,9 +97,10 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     """
     subject = job.calibrated.subject
     pruned = cut(job.calibrated, job.budget, job.method, clock=clock)
+    measured = _Measured()
+    distillation = None if job.training is None else _distil(job, pruned, measured, clock)
     round_weights(pruned.model, subject.dtype)
     mark_as_pruned(pruned.model, pruned.sublayers)
-    measured = _Measured()
     with clock.stage("evaluation", total=2 * len(job.splits)):
         for split in job.splits:
             with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
@@ -110,6 +121,7 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
         after=measured.after,
         confidence=measured.confidence,
         latency=measured.latency,
+        distillation=distillation,
         seconds=clock.seconds,
     )
     said = [*warnings.of_the_result(report), *warnings.of_the_rows(job), *report.warnings, *measured.warnings]
@@ -133,6 +145,32 @@ class _Measured:
             yield
         except Exception as error:  # metrics, objectives and devices are other people's: anything can be wrong
             self.warnings.append(f"{what}: {one_line(error)}")
+
+
+def _distil(job: Job, pruned: Pruned, measured: _Measured, clock: StageClock) -> DistillationResult | None:
+    """Train what was cut, if that works; what the recovery alone has reached is told, too."""
+    recovered = copy.deepcopy(pruned.model)
+    found: DistillationResult | None = None
+    try:
+        found = distilled(job, pruned, clock)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:  # out of memory, or a device's own: the recovered model is there
+        pruned.model.load_state_dict(recovered.state_dict())
+        measured.warnings.append(f"the distillation failed, and nothing of it was kept: {one_line(error)}")
+        return None
+    round_weights(recovered, job.calibrated.subject.dtype)
+    by_split: dict[str, Evaluation] = {}
+    for split in job.splits if found.kept else ():
+        with measured.unless_it_fails(f"split {split!r} could not be evaluated before the distillation"):
+            by_split[split] = _evaluated(job, recovered, split)
+    return replace(found, recovered=by_split)
+
+
+def _evaluated(job: Job, model: nn.Module, split: str) -> Evaluation:
+    """Metrics of a pruned model on one split, alone."""
+    objective, rows = job.calibrated.subject.objective, job.splits[split]
+    return evaluate(predict_rows(model, objective, rows), objective, split=split, rows=rows.judged)
 
 
 def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progress: Progress) -> None:
@@ -194,6 +232,7 @@ def _report(job: Job, pruned: Pruned) -> PruneReport:
             "budget": job.budget.to_dict(),
             "method": job.method.to_dict(),
             "calibration": asdict(job.options),
+            "distillation": None if job.training is None else asdict(job.training.how),
         },
         mean_length=next(iter(lengths.values())),
         macs_asked=job.budget.macs,
@@ -248,7 +287,9 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
             verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))
         report = replace(outcome.report, verified=verified, pruned=size, seconds=clock.seconds)
-        return _write_reports(staging, job, pruned, report, name=folder.name)
+        written = _write_reports(staging, job, pruned, report, name=folder.name)
+    forget(job)
+    return written
 
 
 def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, *, name: str) -> PruneReport:

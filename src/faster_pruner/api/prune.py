@@ -9,9 +9,10 @@ from typing import Any, overload
 from torch import nn
 
 from faster_pruner.api.corpus import Corpus, Texts, Vocabulary, as_vocabulary
+from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
-from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for
+from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
 from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
@@ -29,7 +30,7 @@ from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.method.kept import About, kept_bytes, save_statistics
 from faster_pruner.model.precision import choose_precision, usual_torch
-from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
+from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
 from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
@@ -45,6 +46,7 @@ def prune(
     calibration: CalibrationOptions | None = None,
     run: Run | None = None,
     vocabulary: None = None,
+    distillation: Distillation | int | str | None = None,
 ) -> PruneResult: ...
 
 
@@ -59,6 +61,7 @@ def prune(
     calibration: CalibrationOptions | None = None,
     run: Run | None = None,
     vocabulary: Texts | Vocabulary | None = None,
+    distillation: Distillation | int | str | None = None,
 ) -> PruneResult | VocabularyResult: ...
 
 
@@ -73,6 +76,7 @@ def prune(
     calibration: CalibrationOptions | None = None,
     run: Run | None = None,
     vocabulary: Texts | Vocabulary | None = None,
+    distillation: Distillation | int | str | None = None,
 ) -> PruneResult | VocabularyResult:
     """Prune a fine-tuned checkpoint to a budget; evaluate, time, save, reopen and verify it.
 
@@ -90,6 +94,9 @@ def prune(
         run: device and listener.
         vocabulary: texts, or a `Vocabulary`: tokens that they do not need are removed first, as by `prune_vocabulary`.
             Whatever is measured is compared with the model as it was given, with all its tokens.
+        distillation: after the recovery, train towards the dense model on so many rows without labels (16384), or for
+            so long ("5min"), or a `Distillation`; None for none. It never makes the model worse on rows that are held
+            out. An interrupted run that is started again goes on with it where it was.
 
     Raises:
         InputError: see its subclasses in `errors`.
@@ -103,6 +110,7 @@ def prune(
         method=as_method(method),
         calibration=as_calibration(calibration),
         vocabulary=None if vocabulary is None else as_vocabulary(vocabulary),
+        distillation=as_distillation(distillation),
     )
     asked.check()
     if asked.vocabulary is not None and not asked.budget.prunes:
@@ -121,6 +129,7 @@ class _Asked:
     method: Method
     calibration: CalibrationOptions
     vocabulary: Vocabulary | None
+    distillation: Distillation | None
 
     def check(self) -> None:
         """Before any work. Raises BudgetError, OptionError, OutputError."""
@@ -157,6 +166,10 @@ def _pruned(asked: _Asked, run: Run) -> PruneResult:
         splits = evaluation_splits(source, task, opened, options.max_length)
         subject = subject_of(opened, objective)
         before = None if smaller is None else _as_given(dense, smaller, source, task, options)
+        training = None
+        if asked.distillation is not None:
+            unlabelled = unlabelled_rows(source, task, opened, options, asked.distillation)
+            training = training_for(asked.distillation, unlabelled, target)
         companions = NONE if target.path is None else read_companions(place) if smaller is None else smaller.companions
     precision = choose_precision(options.precision, device)
     target.check_space(
@@ -184,6 +197,7 @@ def _pruned(asked: _Asked, run: Run) -> PruneResult:
         licence=licence,
         given=before,
         vocabulary=None if smaller is None else smaller.report,
+        training=training,
     )
     keep_statistics(job, target, clock)
     return carried_out(job, target, clock)

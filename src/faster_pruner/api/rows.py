@@ -10,19 +10,22 @@ from typing import Any
 import torch
 
 from faster_pruner.checkpoint.opening import Opened
-from faster_pruner.data.batches import EncodedRows
+from faster_pruner.data.batches import EncodedRows, part_of
 from faster_pruner.data.files import Rows
 from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
-from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, sample
+from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
+from faster_pruner.method.distillation import Unlabelled
 from faster_pruner.model.limits import longest_row
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of
 from faster_pruner.objectives.retrieval import joined, searched
-from faster_pruner.options import CalibrationOptions
+from faster_pruner.options import CalibrationOptions, Distillation
 
 _FEWEST_ROWS = 8
+# Rows that a distillation of a given time chooses from, and those that judge it.
+_MOST_ROWS, _MOST_HELD_OUT = 65_536, 1024
 
 
 def describe(data: Data) -> Task:
@@ -102,6 +105,53 @@ def calibration_rows(
         )
     drawn = sample(rows, options.rows, options.seed)
     return encoded(drawn, task, opened, options.max_length, labelled=labelled)
+
+
+def unlabelled_rows(
+    source: Source, task: Task, opened: Opened, options: CalibrationOptions, how: Distillation
+) -> Unlabelled:
+    """Rows for a distillation: training rows, those first that come after the calibration set in the same draw.
+
+    Of a split that has too few, the calibration rows are distilled on, too, and rows that judge are taken from their
+    end: never from what is trained on.
+
+    Args:
+        source: of the rows; `Source.unlabelled` in place of its training rows, where it is given.
+        task: its columns.
+        opened: the model.
+        options: that the calibration set was drawn with.
+        how: how many rows.
+
+    Raises:
+        DataError: there are too few rows.
+    """
+    most = how.rows or _MOST_ROWS
+    wanted = min(_MOST_HELD_OUT, most) if how.held_out is None else how.held_out
+    folder = _retrieval_folder(source, task, opened)
+    if folder is not None:
+        # another draw: queries and documents are drawn apart
+        own = replace(options, rows=most + wanted, seed=options.seed + 1)
+        texts = _documents_and_queries(folder, opened, own)
+        held = min(wanted, len(texts) // 4)
+        return Unlabelled(rows=part_of(texts, held, len(texts)), held_out=part_of(texts, 0, held))
+    rows = _loaded(source, task, opened, TRAIN_SPLITS)
+    mixed, held = sample(rows, len(rows), options.seed), min(wanted, len(rows) // 4)
+    start = min(options.rows, len(mixed) - held)
+    if source.unlabelled is None:
+        others = range(start + held, len(mixed))
+        trained = mixed.chosen([*others, *range(start)][:most])
+    else:
+        given = rows_of_file(source.unlabelled, split="unlabelled")
+        trained = sample(given, most, options.seed)
+    if not held or not len(trained):
+        raise DataError(
+            f"{source.description} has {len(rows)} rows to train on, which are too few to distil: some of them judge"
+        )
+    judges = mixed.chosen(list(range(start, start + held)))
+    return Unlabelled(
+        rows=encoded(trained, task, opened, options.max_length, labelled=False),
+        held_out=encoded(judges, task, opened, options.max_length, labelled=False),
+    )
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from faster_pruner.api.inspect import by_reason
 from faster_pruner.api.job import Job
 from faster_pruner.costs.cost import Macs, total
-from faster_pruner.data.batches import Batch
+from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
 from faster_pruner.objectives.retrieval import Ranking
@@ -83,6 +83,8 @@ def _cut_off(job: Job) -> Iterator[str]:
 def _same_rows(job: Job) -> Iterator[str]:
     """Rows that are calibrated on and judged by."""
     seen = {*_rows_of(job.calibrated.data.batches), *_arrays_of(job.calibrated.data.batches)}
+    if job.training is not None and isinstance(job.training.unlabelled.rows, EncodedRows):
+        seen.update(tuple(row["input_ids"]) for row in job.training.unlabelled.rows.tokens if "input_ids" in row)
     for split, rows in job.splits.items():
         # documents are what is searched, and may be what is calibrated on; queries may not
         judged = rows.tokens[len(rows.context.ids) if isinstance(rows.context, Ranking) else 0 :]
@@ -90,7 +92,7 @@ def _same_rows(job: Job) -> Iterator[str]:
         both += sum(_fingerprint(row) in seen for array in rows.arrays.values() for row in array)
         if both > _SAME_ROWS * len(judged):
             yield (
-                f"{both} of {len(judged)} {split} rows ({both / len(judged):.0%}) are calibration rows, too: the "
+                f"{both} of {len(judged)} {split} rows ({both / len(judged):.0%}) are rows to learn from, too: the "
                 "metrics flatter the pruned model"
             )
 

@@ -14,9 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from faster_pruner.cli import commands
-from faster_pruner.cli.groups import expanded
+from faster_pruner.cli.expanding import expanded
 from faster_pruner.errors import FasterPrunerError
-from faster_pruner.host.folders import finished
+from faster_pruner.host.folders import finished, unfinished
 
 _USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
 
@@ -70,8 +70,11 @@ app = typer.Typer(
 
 def _interrupted() -> NoReturn:
     """Say what is there, and exit."""
-    written = ", ".join(map(str, finished))
-    _say(f"interrupted; {f'written before that, and complete: {written}' if written else 'nothing was written'}")
+    written, going_on = (", ".join(map(str, places)) for places in (finished, unfinished))
+    _say(
+        f"interrupted; {f'written before that, and complete: {written}' if written else 'nothing was written'}"
+        + (f"; the same command goes on with the training where it was ({going_on})" if going_on else "")
+    )
     sys.exit(_INTERRUPTED)
 
 
@@ -80,6 +83,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     def wrapped(*, debug: bool, **given: object) -> None:
         finished.clear()
+        unfinished.clear()
         try:
             command(**given)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from faster_pruner.cli.groups import (
     CalibrationSetOptions,
     Corpus,
     DataOptions,
+    DistillationOptions,
     MaxLength,
     MemoryLimit,
     MethodOptions,
@@ -104,6 +105,7 @@ def prune(
     tokens: VocabularyOptions,
     method: MethodOptions,
     calibration: CalibrationSetOptions,
+    distillation: DistillationOptions,
     running: RunOptions,
     keep_statistics: Annotated[
         Path | None,
@@ -117,13 +119,14 @@ def prune(
 
     result = run_prune(
         model,
-        data.value(),
+        data.value(distillation.unlabelled),
         macs=budget.value(),
         output=Output(folder=output, overwrite=overwrite, statistics=keep_statistics),
         method=method.value(),
         calibration=calibration.value(),
         run=running.value(),
         vocabulary=tokens.value(calibration.seed),
+        distillation=distillation.value(),
     )
     if isinstance(result, PruneResult):
         _show(result, output)
@@ -136,6 +139,7 @@ def cut(
     budget: BudgetOptions,
     output: OutputFolder,
     data: DataOptions,
+    distillation: DistillationOptions,
     running: RunOptions,
     model: Annotated[
         str | None, typer.Option(help="The dense checkpoint, if it has moved since.", show_default=False)
@@ -146,7 +150,7 @@ def cut(
     """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
     from faster_pruner.api.cut import cut_again
 
-    rows = data.value()
+    rows = data.value(distillation.unlabelled)
     result = cut_again(
         statistics,
         macs=budget.value(),
@@ -155,6 +159,7 @@ def cut(
         model=model,
         memory_limit=in_bytes(memory_limit),
         run=running.value(),
+        distillation=distillation.value(),
     )
     _show(result, output)
 

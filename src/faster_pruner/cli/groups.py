@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -20,50 +18,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.run import Run
     from faster_pruner.costs.budget import Budget
     from faster_pruner.data.tasks import Data
-    from faster_pruner.options import CalibrationOptions, Method
-
-
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters that are groups are replaced by the options in them."""
-    hints = get_type_hints(command, include_extras=True)
-    own = inspect.signature(command).parameters
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, tuple[type, list[str]]] = {}
-    for name, parameter in own.items():
-        if is_dataclass(hints[name]):
-            options = _options(cast(type, hints[name]))
-            groups[name] = (cast(type, hints[name]), [option.name for option in options])
-            parameters += options
-        else:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
-
-    def wrapped(**given: Any) -> None:
-        values = {
-            name: group(**{option: given.pop(option) for option in options})
-            for name, (group, options) in groups.items()
-        }
-        command(**values, **given)
-
-    # not functools.wraps: whoever follows __wrapped__ would find the groups again
-    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
-    wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
-
-
-def _options(group: type) -> list[inspect.Parameter]:
-    """The options of a group as parameters."""
-    hints = get_type_hints(group, include_extras=True)
-
-    def default(each: Field[Any]) -> Any:
-        if each.default_factory is not MISSING:
-            return each.default_factory()
-        return inspect.Parameter.empty if each.default is MISSING else each.default
-
-    return [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default(each), annotation=hints[each.name])
-        for each in fields(group)
-    ]
+    from faster_pruner.options import CalibrationOptions, Distillation, Method
 
 
 # Headings of the options in --help.
@@ -145,8 +100,8 @@ class DataOptions:
         ),
     ] = None
 
-    def value(self) -> Data:
-        """What the options say. Raises OptionError."""
+    def value(self, unlabelled: Path | None = None) -> Data:
+        """What the options say, with a file of rows to distil on. Raises OptionError."""
         from faster_pruner.data.tasks import Columns, Data
 
         columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)
@@ -159,6 +114,7 @@ class DataOptions:
             hub=self.hub_data,
             pooling=self.pooling,
             dims=dims,
+            unlabelled=unlabelled,
         )
 
 
@@ -312,6 +268,40 @@ class MethodOptions:
             selection=self.selection, recovery=self.recovery, labels=self.labels, solver=self.solver, ridge=self.ridge
         )
         return customise(preset(self.preset_name), switches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """Training after the recovery."""
+
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            "--distill",
+            help="Then train towards MODEL without labels: on so many rows (16384), or for about so long (5min).",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--unlabelled",
+            help="File of rows for --distill, in place of training rows.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+
+    def value(self) -> Distillation | None:
+        """What the options say. Raises OptionError."""
+        from faster_pruner.options import Distillation
+
+        if self.distill is None:
+            if self.unlabelled is not None:
+                raise OptionError("--unlabelled gives rows to distil on, and nothing is distilled; give --distill, too")
+            return None
+        return Distillation.parse(self.distill)
 
 
 _MOST_GIB = 1e9

@@ -184,6 +184,26 @@ def pack(
     return batches
 
 
+def pack_evenly(rows: EncodedRows, *, rows_per_batch: int, device: torch.device) -> list[Batch]:
+    """Batches of `rows_per_batch` rows (the last one may have fewer), longest rows first."""
+    lengths = rows.lengths
+    order = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
+    return [_pad(rows, order[i : i + rows_per_batch]).to(device) for i in range(0, len(order), rows_per_batch)]
+
+
+def part_of(rows: EncodedRows, start: int, stop: int) -> EncodedRows:
+    """The rows from `start` to `stop`, without what metrics know of the others."""
+    own = slice(start, stop)
+    return replace(
+        rows,
+        tokens=rows.tokens[own],
+        labels=None if rows.labels is None else rows.labels[own],
+        arrays={key: array[own] for key, array in rows.arrays.items()},
+        positions=None if rows.positions is None else rows.positions[own],
+        context=None,
+    )
+
+
 def _packed(rows: EncodedRows, chosen: Iterable[int], tokens_per_batch: int) -> Iterator[list[int]]:
     """The rows of each batch."""
     lengths = rows.lengths

@@ -38,6 +38,7 @@ class Source:
         together: column; where a part of all rows is held back, those with the same value are held back together. Empty
             for any rows.
         documents: most documents of a retrieval folder that queries are evaluated against.
+        unlabelled: a file of rows to distil on, in place of training rows.
     """
 
     folder: Path | None = None
@@ -48,6 +49,7 @@ class Source:
     file: Path | None = None
     together: str = ""
     documents: int = 100_000
+    unlabelled: Path | None = None
 
     @property
     def description(self) -> str:

@@ -69,6 +69,7 @@ class Data:
         dims: lengths of prefixes of an embedding that are embeddings, too (Matryoshka).
         documents: most documents of a retrieval folder that queries are evaluated against: of a larger corpus the
             judged ones, and a sample of the others.
+        unlabelled: a single file of rows to distil on, in place of training rows; it needs no labels.
     """
 
     task: str | None = None
@@ -79,12 +80,14 @@ class Data:
     pooling: str | None = None
     dims: tuple[int, ...] = ()
     documents: int = 100_000
+    unlabelled: str | Path | None = None
 
     def __post_init__(self) -> None:
         made_of("task", self.task, (str, type(None)))
         made_of("folder of the data", self.folder, (str, Path, type(None)))
         made_of("columns", self.columns, (Columns,))
         made_of("file of the data", self.file, (str, Path, type(None)))
+        made_of("file of unlabelled rows", self.unlabelled, (str, Path, type(None)))
         made_of("pooling", self.pooling, (str, type(None)))
         for size in self.dims:
             whole_number("dims", size, 1)
@@ -150,6 +153,7 @@ class Data:
             shared=bool(own),
             file=None if self.file is None else Path(self.file),
             documents=self.documents,
+            unlabelled=None if self.unlabelled is None else Path(self.unlabelled),
         )
 
 

@@ -82,6 +82,8 @@ def as_output(given: str | Path | Output | None) -> Output:
 
 # What this process has finished writing: an interruption later on says so.
 finished: list[Path] = []
+# What it has kept of work that another run goes on with.
+unfinished: list[Path] = []
 
 
 @contextmanager

@@ -100,6 +100,22 @@ def activation_gradients_only(model: nn.Module) -> Generator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+@contextmanager
+def training(model: nn.Module) -> Generator[list[nn.Parameter]]:
+    """Eval mode (nothing is dropped out) with gradients: the parameters that can be trained, which ask for theirs."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    trained = [parameter for parameter, _ in asked if parameter.is_floating_point()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        with _evaluating(model), torch.enable_grad():
+            yield trained
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+
+
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The first tensor that a module is given, however it is passed."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

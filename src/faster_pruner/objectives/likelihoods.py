@@ -4,7 +4,9 @@ values [P, C] are predictions before any softmax or sigmoid. A likelihood gives
 
 * `gradient`: dL/dvalues of the loss of given labels, [P, C];
 * `direction`: random directions [P, C] whose covariance over random signs [P, C] is the Fisher information of the
-  model's own prediction: with them one backward pass gives the true Fisher, without labels, whatever C is.
+  model's own prediction: with them one backward pass gives the true Fisher, without labels, whatever C is;
+* `divergence`: how far predictions are from those of another model, [P]; `kept` is what of that model's has to be
+  known for it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from torch.nn import functional
 from faster_pruner.errors import DataError
 from faster_pruner.linalg.solve import solve_dtype
 
+# Of more classes than this, only the most likely ones are kept to compare with, and what is left to the others.
+_MOST_CLASSES_TO_KEEP, _MOST_LIKELY = 1024, 128
+# Probability that these have at least.
+_LEAST_REST = 1e-6
 # Up to this many classes the softmax Fisher is diagonalised per prediction; beyond, a cheaper exact factor is used.
 _MOST_CLASSES_TO_DIAGONALISE = 32
 
@@ -31,6 +37,14 @@ class Likelihood(Protocol):
 
     def direction(self, values: Tensor, signs: Tensor) -> Tensor:
         """[P, C]: directions with the covariance of the model's own Fisher information over `signs` [P, C]."""
+        ...
+
+    def kept(self, values: Tensor) -> Tensor:
+        """[P, K]: what of a model's predictions [P, C] others are compared with."""
+        ...
+
+    def divergence(self, values: Tensor, aim: Tensor) -> Tensor:
+        """[P]: how far predictions [P, C] are from those that `aim` [P, K] was kept of; 0 where they are equal."""
         ...
 
 
@@ -66,6 +80,28 @@ class Categorical:
         eigenvalues, vectors = torch.linalg.eigh(torch.diag_embed(wide) - wide[:, :, None] * wide[:, None, :])
         return (vectors * (eigenvalues.clamp(min=0).sqrt() * signs)[:, None, :]).sum(dim=-1).to(p.dtype)
 
+    def kept(self, values: Tensor) -> Tensor:
+        """[P, C] log-probabilities; of many classes [P, 2 k], those of the most likely ones and which these are."""
+        logs = values.log_softmax(dim=-1)
+        if values.shape[-1] <= _MOST_CLASSES_TO_KEEP:
+            return logs
+        best = logs.topk(_MOST_LIKELY, dim=-1)
+        # float32 holds whole numbers up to 16 million exactly
+        return torch.cat([best.values, best.indices.to(logs.dtype)], dim=-1)
+
+    def divergence(self, values: Tensor, aim: Tensor) -> Tensor:
+        """``KL(aim || values)``; where not all classes were kept, with all others as one class."""
+        logs = values.log_softmax(dim=-1)
+        if values.shape[-1] > _MOST_CLASSES_TO_KEEP:
+            aim, classes = aim.chunk(2, dim=-1)
+            logs = logs.gather(-1, classes.long())
+            rests = [(-own.exp().sum(dim=-1, keepdim=True)).clamp(min=-1 + _LEAST_REST).log1p() for own in (aim, logs)]
+            aim, logs = (torch.cat([own, rest], dim=-1) for own, rest in zip((aim, logs), rests, strict=True))
+        # what is impossible (a position of padding) has a part in neither
+        possible = aim > -torch.inf
+        gap = aim.masked_fill(~possible, 0.0) - logs.masked_fill(~possible, 0.0)
+        return (aim.exp() * gap).sum(dim=-1)
+
 
 class Bernoulli:
     """C independent yes-or-no answers: sigmoid and binary cross entropy; labels [P, C] are 0 or 1."""
@@ -79,6 +115,17 @@ class Bernoulli:
         p = values.sigmoid()
         return signs * (p * (1 - p)).sqrt()
 
+    def kept(self, values: Tensor) -> Tensor:
+        """All of them."""
+        return values
+
+    def divergence(self, values: Tensor, aim: Tensor) -> Tensor:
+        """Sum over the classes of the KL divergence of one answer."""
+        p = aim.sigmoid()
+        return (p * (functional.logsigmoid(aim) - functional.logsigmoid(values))).sum(dim=-1) + (
+            (1 - p) * (functional.logsigmoid(-aim) - functional.logsigmoid(-values))
+        ).sum(dim=-1)
+
 
 class Gaussian:
     """C numbers with unit variance: squared error; labels [P] or [P, C] are targets."""
@@ -91,6 +138,14 @@ class Gaussian:
         """Covariance I."""
         del values
         return signs
+
+    def kept(self, values: Tensor) -> Tensor:
+        """All of them."""
+        return values
+
+    def divergence(self, values: Tensor, aim: Tensor) -> Tensor:
+        """Squared distance."""
+        return (values - aim).square().sum(dim=-1)
 
 
 class Compared(Gaussian):
@@ -110,6 +165,16 @@ class Compared(Gaussian):
         metric.diagonal().add_(1)
         root = torch.linalg.cholesky(metric / 2)
         return (signs.to(root.dtype) @ root.T).to(values.dtype)
+
+    def divergence(self, values: Tensor, aim: Tensor) -> Tensor:
+        """Half the squared distance of the vector, half that of its similarities to the others of the batch.
+
+        To second order it is the metric of `direction`.
+        """
+        apart = super().divergence(values, aim)
+        scale = values.shape[1] / aim.square().sum().clamp(min=torch.finfo(aim.dtype).tiny)
+        between = (values @ values.T - aim @ aim.T).square().sum(dim=-1) / 2
+        return (apart + scale * between) / 2
 
 
 def _fitting(labels: Tensor, like: Tensor, needed: str) -> Tensor:

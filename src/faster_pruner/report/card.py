@@ -57,7 +57,7 @@ def model_card(
         "---\n" + _front_matter(report, objective, licence, folder) + "\n---",
         f"# {Path(report.model).name}, pruned to {report.macs_kept:.0%} of its encoder's MACs{tokens}",
         "Made physically smaller by faster-pruner: attention heads and "
-        "feed-forward neurons were removed and what is left was repaired by least squares. No retraining.",
+        f"feed-forward neurons were removed and what is left was repaired by least squares. {_training(report)}",
         "## Open it",
         _how_to_open(report, objective, folder),
         *([] if vocabulary is None else ["## Vocabulary", _tokens(vocabulary)]),
@@ -69,6 +69,18 @@ def model_card(
         _provenance(report, licence),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _training(report: PruneReport) -> str:
+    """What was trained, if anything."""
+    found = report.distillation
+    if found is None or not found.kept:
+        return "No retraining."
+    return (
+        f"Then it was trained towards the dense model's predictions on {found.rows} rows without labels "
+        f"({found.best_step} steps); its divergence from them on {found.held_out} held-out rows went from "
+        f"{found.before:.4g} to {found.after:.4g}."
+    )
 
 
 def _tokens(report: VocabularyReport) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
 from faster_pruner.report.headline import headline
-from faster_pruner.results import Evaluation, PruneReport
+from faster_pruner.results import DistillationResult, Evaluation, PruneReport
 
 # How costs are called.
 COST_WORDS = {"macs": "encoder's MACs", "parameters": "parameters", "bytes": "weights file"}
@@ -47,6 +47,8 @@ def print_summary(report: PruneReport, console: Console) -> None:
         table.add_row(row.what, row.before, row.after, row.change)
     console.print(table)
     console.print(_sublayer_table(report, narrow=console.width < _NARROW))
+    if report.distillation is not None:
+        console.print(Text(distilled(report.distillation)))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     console.print(Text(_legend(report), style="dim"))
     console.print(Text(f"time: {stages}", style="dim"))
@@ -61,6 +63,16 @@ def plain_table(title: str = "") -> Table:
     return Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
+def distilled(found: DistillationResult) -> str:
+    """What a distillation gained and cost, in a sentence."""
+    cost = f"{found.rows} rows, {found.steps} steps, {found.fb:.1f} FB"
+    if not found.kept:
+        return f"distillation: nothing was gained on {found.held_out} held-out rows, the recovered model stays ({cost})"
+    gained = f"divergence on {found.held_out} held-out rows {found.before:.4g} -> {found.after:.4g}"
+    early = "" if found.status == "finished" else f"; {found.status}"
+    return f"distillation: {gained} ({cost}{early})"
+
+
 def _legend(report: PruneReport) -> str:
     """The words of the tables, in a few words."""
     known = {
@@ -73,6 +85,8 @@ def _legend(report: PruneReport) -> str:
     lines.append(f"MACs: multiply-accumulates of one row of {report.mean_length:.0f} tokens")
     if report.latency:
         lines.append("latency: of rows x tokens, PyTorch eager, both models in turn")
+    if report.distillation is not None:
+        lines.append("FB: forwards and backwards of the dense model over the calibration set, by arithmetic")
     if any(row.residual_before is not None for row in report.sublayers):
         lines.append("residual: relative error against the dense model, before and after the recovery")
     return "; ".join(lines)
@@ -91,11 +105,22 @@ def print_evaluations(evaluations: Iterable[Evaluation], console: Console) -> No
 
 def _metric_rows(report: PruneReport) -> list[_Change]:
     rows: list[_Change] = []
+    recovered = {} if report.distillation is None else report.distillation.recovered
     for split, before in report.before.items():
         after = report.after[split]
         for name, value in before.metrics.items():
             label = name if len(report.before) == 1 else f"{split} {name}"
             digits = 4 if name in IN_NATURAL_UNITS else 2
+            if split in recovered and name == before.primary:
+                undistilled = recovered[split].metrics[name]
+                rows.append(
+                    _Change(
+                        f"{label}, not distilled",
+                        format_metric(name, value),
+                        format_metric(name, undistilled),
+                        f"{undistilled - value:+.{digits}f}",
+                    )
+                )
             rows.append(
                 _Change(
                     label,

@@ -1,4 +1,4 @@
-"""Option values: frozen, keyword-only, validated where they are made. Presets are literals of `Method`."""
+"""How units are chosen and how the rest is recovered. Presets are literals of `Method`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 from faster_pruner.checks import (
-    LARGEST_SEED,
     at_least,
     made_of,
     one_of,
@@ -21,17 +20,13 @@ SelectionName = Literal["fisher", "second-order"]
 RecoveryName = Literal["none", "scale", "weights"]
 SolverName = Literal["auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr"]
 TeacherName = Literal["dense", "sqrt"]
-PrecisionName = Literal["auto", "float32", "bfloat16"]
 AllocationName = Literal["free", "bucketed", "uniform", "stock"]
 
 SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
 RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
 SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
 TEACHERS: tuple[TeacherName, ...] = ("dense", "sqrt")
-PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
 ALLOCATIONS: tuple[AllocationName, ...] = ("free", "bucketed", "uniform", "stock")
-# What a row is truncated to holds at least a token beside the two that mark its ends.
-FEWEST_TOKENS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,42 +321,3 @@ _RECOVERY_BY_NAME: dict[str, Scale | Weights | None] = {
     "scale": Scale(solver=SolverOptions(name="auto", ridge=1e-3)),
     "weights": PRESETS["default"].recovery,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """The calibration set.
-
-    Attributes:
-        rows: training rows drawn without replacement.
-        seed: of the draw and of everything else that is random.
-        max_length: longest row in tokens; longer ones are truncated.
-        tokens_per_batch: padded tokens per batch.
-        precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where the hardware has it.
-        memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
-            the memory that is free.
-    """
-
-    rows: int = 2048
-    seed: int = 0
-    max_length: int = 128
-    tokens_per_batch: int = 4096
-    precision: PrecisionName = "auto"
-    memory_limit: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
-        whole_number("memory limit", self.memory_limit, 0, optional=True)
-        for what, value, least, most in (
-            ("calibration rows", self.rows, 1, None),
-            ("max length", self.max_length, FEWEST_TOKENS, None),
-            ("tokens per batch", self.tokens_per_batch, 1, None),
-            ("seed", self.seed, 0, LARGEST_SEED),
-        ):
-            whole_number(what, value, least, most)
-
-
-def as_calibration(given: CalibrationOptions | None) -> CalibrationOptions:
-    """The options, or the defaults. Raises OptionError."""
-    made_of("calibration", given, (CalibrationOptions, type(None)))
-    return given or CalibrationOptions()
