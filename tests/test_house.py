@@ -14,7 +14,7 @@ import faster_pruner
 
 ROOT = Path(faster_pruner.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 400, 80, 8
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 400, 80, 9
 
 
 def place(file: Path) -> str:

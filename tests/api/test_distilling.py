@@ -95,7 +95,7 @@ def test_the_report_says_what_it_gained_and_cost(checkpoint: Path, many: Path, t
     assert found.kept
     assert found.after < found.before
     assert (found.rows, found.held_out, found.steps) == (64, 24, 24)
-    # 88 rows of the dense model; of the small one 192 to train on and 9 times 24 that judge; over 16 rows there and back
+    # 88 rows of the dense model; of the small one 192 to train on, 9 times 24 that judge; over 16 rows there and back
     assert found.fb == pytest.approx((88 + (3 * 192 + 9 * 24) * report.macs_kept) / 32, rel=1e-6)
     alone = prune(checkpoint, data, macs=0.5, calibration=SMALL).report
     assert alone.distillation is None

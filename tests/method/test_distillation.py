@@ -13,12 +13,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering
 
+import cases
 import tiny
+from faster_pruner.api.distilling import last_of_layers
 from faster_pruner.errors import OptionError
 from faster_pruner.method import distillation
 from faster_pruner.method.distillation import Lesson, Unlabelled, accelerated, distil
 from faster_pruner.method.training_state import StateFile
+from faster_pruner.model.gradients import Observation, gradients, streams
 from faster_pruner.model.network import Network
+from faster_pruner.model.passes import all_tensors_in
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import Distillation
@@ -296,3 +300,81 @@ def test_emptied_sublayers_are_no_matter() -> None:
     student = Network(model, sublayers).copied().shrunk(chosen).model
     found = distil(replace(lesson(model), student=student), unlabelled())
     assert found.kept
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_the_streams_are_what_the_model_normalises(name: str) -> None:
+    model: Any = tiny.make_model(name)
+    layers = last_of_layers(tiny.make_subject(model).sublayers)
+    assert len(layers) == 2
+    batch, hooks = tiny.make_batches(tiny.make_rows(6))[0], hooks_of(model)
+    with torch.no_grad(), streams(model, layers) as seen:
+        hidden = model(**batch.inputs, output_hidden_states=True).hidden_states[1:]
+    for layer, expected in zip(layers, hidden, strict=True):
+        found = torch.nn.functional.layer_norm(seen[layer.name], (24,), eps=1e-12)
+        # at random the norms have a gain of 1 and no bias
+        assert torch.allclose(found, expected, atol=1e-4)
+    assert hooks == hooks_of(model)
+
+
+@pytest.mark.parametrize("name", cases.NAMES)
+def test_streams_of_every_join_are_those_of_the_calibration_and_have_gradients(name: str) -> None:
+    case = cases.make(name)
+    batch, seen = cases.batch_of(cases.inputs_of(name)), dict[str, torch.Tensor]()
+
+    def report(sublayer: Any, own: Observation) -> None:
+        # at once: the model may add something to y where it lies
+        seen[sublayer.name] = own.y.clone() if own.base is None else own.base + own.y
+
+    with gradients(case.model, case.sublayers, report, start=len(case.sublayers)):
+        returned = case.model(**batch.inputs)
+    with streams(case.model, case.sublayers) as found:
+        again = case.model(**batch.inputs)
+    assert all(torch.equal(*pair) for pair in zip(all_tensors_in(returned), all_tensors_in(again), strict=True))
+    assert found.keys() == seen.keys()
+    for sublayer in case.sublayers:
+        assert torch.allclose(found[sublayer.name], seen[sublayer.name], atol=1e-6)
+    for layer in last_of_layers(case.sublayers):
+        weight = layer.projection(case.model).weight
+        assert isinstance(weight, nn.Parameter)
+        (gradient,) = torch.autograd.grad(found[layer.name].square().sum(), weight, retain_graph=True)
+        assert float(gradient.abs().sum()) > 0
+
+
+def test_matching_streams_comes_closer_too() -> None:
+    model, rows = tiny.make_model(labels=3), unlabelled()
+    layers = last_of_layers(tiny.make_subject(model).sublayers)
+    own = replace(lesson(model), layers=layers)
+    judges = tiny.make_batches(rows.held_out)  # pyright: ignore[reportArgumentType]
+
+    def gap() -> float:
+        with torch.no_grad():
+            pairs = [[own.streams_of(m, batch) for m in (own.teacher, own.student)] for batch in judges]
+        return float(sum((a - b).square().sum() for one, other in pairs for a, b in zip(one, other, strict=True)))
+
+    before, head = gap(), own.student.get_submodule("classifier").state_dict()
+    found = distil(own, rows)
+    assert found.kept
+    assert gap() < 0.8 * before
+    # what no stream depends on gets no gradient
+    assert same(head, own.student.get_submodule("classifier").state_dict())
+    again = replace(lesson(model), layers=layers)
+    assert distil(again, rows) == found
+    assert same(weights(again.student), weights(own.student))
+
+
+def test_gradients_go_through_what_branches_are_added_to() -> None:
+    """The stream after the last layer depends on all weights before it."""
+    model: Any = tiny.make_model()
+    last = last_of_layers(tiny.make_subject(model).sublayers)[-1]
+    batch = tiny.make_batches(tiny.make_rows(6))[0]
+    with streams(model, [last]) as seen:
+        model(**batch.inputs)
+        seen[last.name].square().mean().backward()
+    embeddings = model.base_model.embeddings.word_embeddings.weight.grad
+    assert embeddings is not None
+    assert float(embeddings.abs().sum()) > 0

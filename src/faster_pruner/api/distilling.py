@@ -14,6 +14,7 @@ from faster_pruner.method.calibrated import Calibrated, Pruned
 from faster_pruner.method.distillation import Lesson, Unlabelled, distil
 from faster_pruner.method.kept import weights_digest
 from faster_pruner.method.training_state import StateFile
+from faster_pruner.model.spec import Sublayer
 from faster_pruner.options import Distillation
 from faster_pruner.progress import StageClock
 from faster_pruner.results import DistillationResult
@@ -41,9 +42,15 @@ def distilled(job: Job, pruned: Pruned, clock: StageClock) -> DistillationResult
         seed=data.seed,
         dtype=subject.dtype,
         setting=data.setting,
+        layers=last_of_layers(job.calibrated.sublayers) if training.how.match == "streams" else (),
     )
     found = distil(lesson, training.unlabelled, keep=_state(job, pruned), clock=clock)
     return replace(found, fb=cost_in_fb(job.calibrated, pruned, found, training.how))
+
+
+def last_of_layers(sublayers: Sequence[Sublayer]) -> list[Sublayer]:
+    """The last sublayer of every layer."""
+    return list({s.prefix: s for s in sublayers}.values())
 
 
 def forget(job: Job) -> None:

@@ -92,7 +92,7 @@ def _same_rows(job: Job) -> Iterator[str]:
         both += sum(_fingerprint(row) in seen for array in rows.arrays.values() for row in array)
         if both > _SAME_ROWS * len(judged):
             yield (
-                f"{both} of {len(judged)} {split} rows ({both / len(judged):.0%}) are rows to learn from, too: the "
+                f"{both} of {len(judged)} {split} rows ({both / len(judged):.0%}) are calibration rows, too: the "
                 "metrics flatter the pruned model"
             )
 

@@ -28,8 +28,11 @@ from faster_pruner.data.batches import Batch, EncodedRows, pack_evenly, part_of
 from faster_pruner.errors import OptionError
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.method.training_state import Course, StateFile
-from faster_pruner.model.passes import PassSetting, called, device_of, inference, training
+from faster_pruner.model.gradients import streams
+from faster_pruner.model.passes import PassSetting, by_row, called, device_of, inference, training
 from faster_pruner.model.precision import forward_in
+from faster_pruner.model.reading import real_tokens
+from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.options import Distillation
 from faster_pruner.progress import Progress, Silent, StageClock, counted
@@ -69,6 +72,7 @@ class Lesson:
         seed: of the order of the rows.
         dtype: that the student will be stored in: it is judged as it will be then.
         setting: precision of the forwards, and where the dense model's predictions are kept.
+        layers: sublayers after which the streams of both models are matched; none to match their predictions.
     """
 
     teacher: nn.Module
@@ -78,6 +82,7 @@ class Lesson:
     seed: int
     dtype: torch.dtype = torch.float32
     setting: PassSetting = field(default_factory=PassSetting)
+    layers: Sequence[Sublayer] = ()
 
     def predictions(self, model: nn.Module, batch: Batch) -> Tensor:
         """[P, C] float32: what a model says."""
@@ -96,6 +101,52 @@ class Lesson:
             for batch in counted(batches, progress):
                 found.append(self.objective.likelihood.kept(self.predictions(self.teacher, batch)))
         return found
+
+    def streams_of(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """[T, d] float32 for each of the layers: the stream of a batch's real tokens after it."""
+        found: list[Tensor] = []
+        with streams(model, self.layers) as seen:
+            self.predictions(model, batch)
+        for layer in self.layers:
+            x = by_row(seen[layer.name], batch.rows.numel())
+            found.append(x[real_tokens(layer, batch, x)].float())
+        return found
+
+
+class _Predictions:
+    """What is matched is what the dense model says."""
+
+    def __init__(self, lesson: Lesson, batches: Sequence[Batch]) -> None:
+        self._lesson, self._batches, self._aims = lesson, batches, lesson.aims(batches, Silent())
+
+    def loss(self, model: nn.Module, place: int) -> Tensor:
+        """Of one batch, with its graph."""
+        return self._lesson.loss(model, self._batches[place], self._aims[place])
+
+
+class _Streams:
+    """What is matched are the dense model's streams: the mean over the layers of their squared error, by their size."""
+
+    def __init__(self, lesson: Lesson, batches: Sequence[Batch]) -> None:
+        self._lesson, self._batches = lesson, batches
+        self._aims = HiddenStates(lesson.setting.shelf)
+        self._scales: list[float] = []
+        with inference(lesson.teacher):
+            for batch in batches:
+                found = lesson.streams_of(lesson.teacher, batch)
+                if not self._scales:
+                    sizes = [float(own.square().mean()) for own in found]
+                    self._scales = [max(size, torch.finfo(torch.float32).tiny) ** -0.5 for size in sizes]
+                self._aims.append(self._scaled(found).bfloat16())
+
+    def loss(self, model: nn.Module, place: int) -> Tensor:
+        """Of one batch, with its graph."""
+        found = self._scaled(self._lesson.streams_of(model, self._batches[place]))
+        return (found - self._aims[place].float()).square().mean()
+
+    def _scaled(self, found: Sequence[Tensor]) -> Tensor:
+        """[sum of T d]: all layers, each of about the size 1."""
+        return torch.cat([scale * own.flatten() for own, scale in zip(found, self._scales, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -148,12 +199,12 @@ def distil(
         count = earlier.rows if earlier is not None else _affordable(lesson, unlabelled, rows_in(held_out))
         batches = _batches(_first(unlabelled.rows, count), lesson)
         judge = _Judge(lesson, held_out, lesson.aims(held_out, Silent()))
-        aims = lesson.aims(batches, Silent())
+        matched = _Streams(lesson, batches) if lesson.layers else _Predictions(lesson, batches)
     planned = lesson.how.epochs * len(batches)
     with clock.stage("distillation", total=planned):
         before = judge.loss() if earlier is None else earlier.before
         course = earlier or Course(rows=rows_in(batches), before=before, best_loss=before)
-        _train(lesson, batches, aims, judge, course=course, keep=keep, progress=clock.progress)
+        _train(lesson, matched, judge, planned, course=course, keep=keep, progress=clock.progress)
     return DistillationResult(
         rows=course.rows,
         held_out=rows_in(held_out),
@@ -170,16 +221,16 @@ def distil(
 
 def _train(
     lesson: Lesson,
-    batches: Sequence[Batch],
-    aims: Sequence[Tensor],
+    matched: _Predictions | _Streams,
     judge: _Judge,
+    steps: int,
     *,
     course: Course,
     keep: StateFile | None,
     progress: Progress,
 ) -> None:
     """Take the steps that are left of a course; the student ends in the best state of it."""
-    student, steps = lesson.student, lesson.how.epochs * len(batches)
+    student, epochs = lesson.student, lesson.how.epochs
     best = _weights(student)
     looks = {math.ceil(steps * look / LOOKS) for look in range(1, LOOKS + 1)}
     with training(student) as trained, accelerated(trained[0].device) as accelerator:
@@ -191,12 +242,12 @@ def _train(
             group["initial_lr"] = lesson.how.learning_rate
         schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, _ramp(steps), last_epoch=course.step - 1)
         model, optimizer, schedule = accelerator.prepare(student, optimizer, schedule)
-        for number, place in enumerate(_order(len(batches), lesson.how.epochs, lesson.seed)):
+        for number, place in enumerate(_order(steps // epochs, epochs, lesson.seed)):
             if course.status or number < course.step:
                 # taken by the run that this one goes on from
                 progress.step()
                 continue
-            loss = lesson.loss(model, batches[place], aims[place])
+            loss = matched.loss(model, place)
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, _LONGEST_GRADIENT)
@@ -300,10 +351,10 @@ def _timed(trial: Lesson, sample: Sequence[Batch]) -> tuple[float, float]:
         for warm in (False, True):
             for batch in sample:
                 started = time.perf_counter()
-                (aim,) = trial.aims([batch], Silent())
+                matched = _Streams(trial, [batch]) if trial.layers else _Predictions(trial, [batch])
                 said = _now(device)
                 optimizer.zero_grad()
-                trial.loss(trial.student, batch, aim).backward()
+                matched.loss(trial.student, 0).backward()
                 optimizer.step()
                 if warm:
                     # the first forwards of a shape are slower than all others

@@ -24,9 +24,10 @@ class Bases:
     A sublayer aims at ``base + y``: that is what goes on through the model, up to a normalisation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, differentiable: bool = False) -> None:
         self._stream: dict[str, Tensor] = {}
         self._added: dict[str, Tensor] = {}
+        self._differentiable = differentiable
 
     def of(self, sublayer: Sublayer) -> Tensor | None:
         """[B, S, d] for a sublayer whose projection has just been reached; None for `normed`."""
@@ -57,7 +58,7 @@ class Bases:
                 stack.callback(sublayer.projection(model).register_forward_hook(hook).remove)
 
     def _keep(self, name: str, stream: Tensor) -> None:
-        self._stream[name] = stream.detach()
+        self._stream[name] = self._kept(stream)
 
     def _add(self, prefix: str, y: Tensor, *, first: bool, last: bool) -> None:
         """Add one branch to those of its layer; forget them after the last one."""
@@ -65,7 +66,11 @@ class Bases:
             self._added.pop(prefix, None)
         else:
             # a copy: the model may add something to y where it lies
-            self._added[prefix] = y.detach().clone() if first else self._added[prefix] + y.detach()
+            self._added[prefix] = self._kept(y).clone() if first else self._added[prefix] + self._kept(y)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """As it is where gradients go through it."""
+        return tensor if self._differentiable else tensor.detach()
 
 
 def _keep_stream(sublayer: Sublayer, present: Callable[[], Bases]) -> Callable[..., None]:
@@ -230,3 +235,34 @@ def gradients(
             differentiated = place >= start and sublayer.units > 0
             _Watch(sublayer, bases, report, arrived or _nothing, differentiated=differentiated).attach(stack, model)
         yield
+
+
+@contextmanager
+def streams(model: nn.Module, sublayers: Sequence[Sublayer]) -> Generator[dict[str, Tensor]]:
+    """What goes on through the model after its branches, up to a normalisation, with its graph.
+
+    Args:
+        model: whose forwards the caller runs inside.
+        sublayers: whose branches are looked at.
+
+    Yields:
+        By name of sublayer what the last forward left there, [B, S, d] as the model lays tokens out: the stream plus
+        the branch, or the branch alone where it is normalised before it is added.
+    """
+    bases, found = Bases(differentiable=True), dict[str, Tensor]()
+
+    def keep(sublayer: Sublayer) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+            del module, args
+            base = bases.of(sublayer)
+            found[sublayer.name] = y if base is None else base + y
+            # the model goes on with a copy, because it may add something to it where it lies
+            return y.clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for sublayer in sublayers:
+            stack.callback(sublayer.projection(model).register_forward_hook(keep(sublayer)).remove)
+        Bases.attach(stack, model, sublayers, lambda: bases)
+        yield found

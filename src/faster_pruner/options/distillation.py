@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from faster_pruner.checks import at_least, made_of, shown, whole_number
+from faster_pruner.checks import at_least, made_of, one_of, shown, whole_number
 from faster_pruner.errors import OptionError
+
+MatchName = Literal["predictions", "streams"]
+MATCHES: tuple[MatchName, ...] = ("predictions", "streams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,8 @@ class Distillation:
         epochs: how often every row is seen.
         learning_rate: the highest, of AdamW; it rises over the first steps and falls linearly.
         rows_per_step: of one gradient.
+        match: "predictions", or "streams", the hidden states after every layer, which say more of each row: better on
+            few rows, the same on many (docs/distillation.md).
         held_out: rows that are not trained on and decide what is kept; None for as many as there are to train on, at
             most 1024.
     """
@@ -28,6 +34,7 @@ class Distillation:
     epochs: int = 2
     learning_rate: float = 1e-4
     rows_per_step: int = 32
+    match: MatchName = "predictions"
     held_out: int | None = None
 
     def __post_init__(self) -> None:
@@ -35,6 +42,7 @@ class Distillation:
         at_least("seconds of distillation", self.seconds, 1.0, optional=True)
         if (self.rows is None) == (self.seconds is None):
             raise OptionError("distillation takes either a number of rows or a time, one of the two")
+        one_of("what is matched", self.match, MATCHES)
         at_least("learning rate", self.learning_rate, 0.0)
         for what, value in (("epochs", self.epochs), ("rows per step", self.rows_per_step)):
             whole_number(what, value, 1)
