@@ -311,19 +311,19 @@ def test_the_streams_are_what_the_model_normalises(name: str) -> None:
     model: Any = tiny.make_model(name)
     layers = last_of_layers(tiny.make_subject(model).sublayers)
     assert len(layers) == 2
-    batch, hooks = tiny.make_batches(tiny.make_rows(6))[0], hooks_of(model)
+    batch = tiny.make_batches(tiny.make_rows(6))[0]
     with torch.no_grad(), streams(model, layers) as seen:
         hidden = model(**batch.inputs, output_hidden_states=True).hidden_states[1:]
     for layer, expected in zip(layers, hidden, strict=True):
         found = torch.nn.functional.layer_norm(seen[layer.name], (24,), eps=1e-12)
         # at random the norms have a gain of 1 and no bias
         assert torch.allclose(found, expected, atol=1e-4)
-    assert hooks == hooks_of(model)
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
 def test_streams_of_every_join_are_those_of_the_calibration_and_have_gradients(name: str) -> None:
     case = cases.make(name)
+    hooks = hooks_of(case.model)
     batch, seen = cases.batch_of(cases.inputs_of(name)), dict[str, torch.Tensor]()
 
     def report(sublayer: Any, own: Observation) -> None:
@@ -335,6 +335,7 @@ def test_streams_of_every_join_are_those_of_the_calibration_and_have_gradients(n
     with streams(case.model, case.sublayers) as found:
         again = case.model(**batch.inputs)
     assert all(torch.equal(*pair) for pair in zip(all_tensors_in(returned), all_tensors_in(again), strict=True))
+    assert hooks_of(case.model) == hooks
     assert found.keys() == seen.keys()
     for sublayer in case.sublayers:
         assert torch.allclose(found[sublayer.name], seen[sublayer.name], atol=1e-6)
