@@ -1,0 +1,855 @@
+"""What the least-squares recovery can still win at strong budgets: one lever at a time against the default preset.
+
+python benchmarks/strong.py --tasks sst2,mrpc --budgets 0.2,0.1
+python benchmarks/strong.py --tasks cola,qnli --heads folder      classifiers of benchmarks/heads.py, trained if missing
+python benchmarks/strong.py --show                                 tables from the saved JSON, nothing computed
+
+The judge is KL(dense || pruned) of the predictions on training rows outside the calibration set, compared with the
+default on the same rows (paired over seeds); validation rows are only reported. Levers of the recovery share the
+default's selection: only the last recovery differs. Levers of the selection run a whole cut of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common import SHARED, open_model, read_result, subject_for, write_result
+from faster_pruner.checkpoint.opening import Opened, open_checkpoint
+from faster_pruner.costs.budget import Budget
+from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
+from faster_pruner.data.glue import GLUE
+from faster_pruner.data.sources import Rows, load_split
+from faster_pruner.data.tasks import Data
+from faster_pruner.host.devices import pick_device
+from faster_pruner.linalg import RegressionMoments
+from faster_pruner.method import algorithm, recovery, selecting
+from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.method.recovery import recover
+from faster_pruner.method.selecting import loss_curves, select, sizes_allowed
+from faster_pruner.method.statistics import tokens_of
+from faster_pruner.model.lockstep import Lockstep
+from faster_pruner.model.network import Network
+from faster_pruner.model.passes import inference
+from faster_pruner.model.spec import Sublayer
+from faster_pruner.objectives.classification import encode
+from faster_pruner.objectives.objective import Predicted
+from faster_pruner.options import PRESETS, CalibrationOptions, Method, Rounds, SolverOptions
+from faster_pruner.progress import Silent, StageClock
+from heads import cache_folder, head_of
+from ideas import with_moments, with_recovery
+
+DEFAULT = PRESETS["default"]
+# Calibration rows, most of them that a lever may use, held-out rows.
+ROWS = {"sst2": (2048, 8192, 1024), "mrpc": (1024, 2640, 1024), "qnli": (1024, 1024, 976), "cola": (2048, 7500, 1024)}
+_TOKENS = 4096
+
+
+# What is measured on
+
+
+@dataclass
+class Case:
+    """One task and seed: dense model, rows and its predictions on them; what several levers need is taken once.
+
+    Attributes:
+        opened: the dense checkpoint.
+        subject: the same, as something to prune.
+        first: the default's calibration rows.
+        parts: batches of the calibration rows; the first part holds the default's, the others go on where it ends.
+        held_out: batches of training rows outside of all of them.
+        validation: batches.
+        dense: log-probabilities of the dense model by split, [N, C], in the order of the batches.
+        taken: calibrations by what they are for.
+        prepared: shrunk students before their last recovery, by selection and budget.
+        models: what the default makes, by budget.
+        aims: what the dense head is given, by parts.
+    """
+
+    task: str
+    seed: int
+    opened: Opened
+    subject: Subject
+    first: EncodedRows
+    parts: list[list[Batch]]
+    held_out: list[Batch]
+    validation: list[Batch]
+    dense: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    taken: dict[Any, Calibrated] = field(default_factory=dict[Any, Calibrated])
+    prepared: dict[Any, tuple[Network, Calibrated]] = field(default_factory=dict[Any, tuple[Network, Calibrated]])
+    models: dict[Any, nn.Module] = field(default_factory=dict[Any, nn.Module])
+    aims: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+
+    def default(self, budget: Budget) -> nn.Module:
+        """A copy of what the default preset makes."""
+        if budget.macs not in self.models:
+            self.models[budget.macs] = recovered(self, budget, Fit())
+        return copy.deepcopy(self.models[budget.macs])
+
+    def aim(self, parts: int) -> Tensor:
+        """[N, d]: what the dense model's head is given for the first parts of the calibration rows."""
+        if parts not in self.aims:
+            batches = [batch for part in self.parts[:parts] for batch in part]
+            self.aims[parts] = head_inputs(self.opened.model, batches)
+        return self.aims[parts]
+
+    @property
+    def calibrated(self) -> Calibrated:
+        """The default's calibration."""
+        return self.calibration("default", DEFAULT, 1)
+
+    def calibration(self, name: str, method: Method, parts: int) -> Calibrated:
+        """The statistics that a method needs of the first parts of the rows."""
+        key = (name, parts)
+        if key not in self.taken:
+            # one part is packed for the method, which says how many rows are differentiated
+            rows = self.first if parts == 1 else [batch for part in self.parts[:parts] for batch in part]
+            self.taken[key] = algorithm.calibrate(self.subject, rows, method, CalibrationOptions(seed=self.seed))
+        return self.taken[key]
+
+    def student(self, name: str, method: Method, budget: Budget) -> tuple[Network, Calibrated]:
+        """A copy of the shrunk model before its last recovery, and the calibration that chose its units."""
+        key = (name, budget.macs)
+        if key not in self.prepared:
+            calibrated = self.calibration(name, method, 1)
+            self.prepared[key] = (shrunk(calibrated, budget, method), calibrated)
+        network, calibrated = self.prepared[key]
+        return network.copied(), calibrated
+
+
+def open_case(task: str, seed: int, heads: Path, *, more: bool) -> Case:
+    """Open the dense model and draw the rows; `more` of them for levers that use more than the default."""
+    own = task in ("sst2", "mrpc")
+    folder = None if own else head_of(task, heads / task)
+    opened = open_model(task) if own else open_checkpoint(str(folder), device=pick_device(None))
+    subject = subject_for(opened, task)
+    source = Data(folder=SHARED / "data" / "glue").source(GLUE[task])
+    train, validation = load_split(source, ("train",)), load_split(source, ("validation",))
+    usual, most, held_out = ROWS[task]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    bounds, sizes = [0], [usual]
+    while more and sizes[-1] < most:
+        sizes.append(min(most, 2 * sizes[-1]))
+    bounds += sizes
+    parts = [
+        batches_of(opened, task, train.chosen(order[start:stop]), offset=start, subject=subject if start == 0 else None)
+        for start, stop in pairwise(bounds)
+    ]
+    held = batches_of(opened, task, train.chosen(order[-held_out:]))
+    first = encode(train.chosen(order[:usual]), GLUE[task], opened.processor, config=opened.model.config, limit=128)
+    case = Case(task, seed, opened, subject, first, parts, held, batches_of(opened, task, validation))
+    for split in ("held_out", "validation"):
+        case.dense[split] = predictions(subject, opened.model, getattr(case, split))
+    return case
+
+
+def batches_of(
+    opened: Opened, task: str, rows: Rows, *, offset: int = 0, subject: Subject | None = None
+) -> list[Batch]:
+    """Rows in batches; those that the moments of the default preset are taken from first, when a subject is given."""
+    encoded = encode(rows, GLUE[task], opened.processor, config=opened.model.config, limit=128)
+    tokens = subject.moment_tokens(DEFAULT) if subject else None
+    first = None if tokens is None else rows_with(encoded, tokens)
+    packed = pack(encoded, tokens_per_batch=_TOKENS, device=pick_device(None), differentiated=first)
+    return [replace(batch, rows=batch.rows + offset) for batch in packed]
+
+
+def predictions(subject: Subject, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """[N, C] float64 log-probabilities."""
+    with inference(model):
+        found = [subject.objective.readout(model(**batch.inputs), batch).values for batch in batches]
+    return torch.cat(found).double().log_softmax(dim=-1)
+
+
+def judged(case: Case, model: nn.Module) -> dict[str, Any]:
+    """What a pruned model is worth."""
+    metric = GLUE[case.task].metrics[0]
+    found: dict[str, Any] = {}
+    for split in ("held_out", "validation"):
+        batches: list[Batch] = getattr(case, split)
+        values, dense = predictions(case.subject, model, batches), case.dense[split]
+        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+        predicted = Predicted(values.numpy(), torch.arange(len(values)).numpy(), labels.numpy(), None)
+        found[split] = float(case.subject.objective.score(predicted, None)[metric])
+        if split == "held_out":
+            found["kl"] = float((dense.exp() * (dense - values)).sum(dim=1).mean())
+            found["agreement"] = 100 * float((values.argmax(1) == dense.argmax(1)).double().mean())
+    return found
+
+
+# The default's cut, up to its last recovery
+
+
+def shrunk(calibrated: Calibrated, budget: Budget, method: Method) -> Network:
+    """`algorithm.cut` without its last recovery."""
+    bounds = algorithm._bounds(calibrated, budget)
+    sizes = sizes_allowed(calibrated.sublayers, budget, method)
+    student, present = calibrated.network.copied(), calibrated
+    for place, exponent in enumerate(method.rounds.exponents(min(bound.share for bound in bounds))):
+        if place > 0:
+            recover(student, calibrated.data, calibrated.statistics, method=method)
+            present = algorithm._retake(calibrated, student, method, StageClock(Silent()))
+        step = [replace(bound, most=bound.power(exponent)) for bound in bounds]
+        student = student.shrunk(select(present, method, step, sizes))
+    return student
+
+
+def first_batches(calibrated: Calibrated, count: int) -> Calibrated:
+    """What a recovery needs of the first batches only."""
+    data = replace(calibrated.data, batches=calibrated.data.batches[:count])
+    own = calibrated.statistics.sublayers.items()
+    kept = {name: replace(each, read=each.read[:count], targets=each.targets[:count]) for name, each in own}
+    return replace(calibrated, data=data, statistics=replace(calibrated.statistics, sublayers=kept))
+
+
+# Recoveries that fit in another way: the functions of `method.recovery` are replaced while they run
+
+
+@contextmanager
+def replaced(owner: Any, **functions: Any) -> Generator[None]:
+    """Other functions in a module or class."""
+    before = {name: getattr(owner, name) for name in functions}
+    for name, function in functions.items():
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(owner, name, function)
+
+
+class WeightedMoments:
+    """What `recovery` asks of regression moments, of tokens with weights [T] in the sum of squares."""
+
+    def __init__(self, x: Tensor, r: Tensor, weight: Tensor) -> None:
+        w = (weight / weight.mean()).double()[:, None]
+        self._x_mean, self._r_mean = (w * x).sum(0) / w.sum(), (w * r).sum(0) / w.sum()
+        root = w.sqrt().float()
+        self._x, self._r, self._w, self._plain_x, self._plain_r = (
+            root * (x - self._x_mean.float()),
+            root * (r - self._r_mean.float()),
+            w,
+            x,
+            r,
+        )
+
+    def normal_equations(self, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        """Matrix [n, n] and right sides [n, d] of the fit with a bias."""
+        assert intercept
+        return (self._x.T @ self._x).double(), (self._x.T @ self._r).double()
+
+    def intercept(self, weight: Tensor) -> Tensor:
+        """[d]: the bias that goes with `weight` [d, n]."""
+        return self._r_mean - weight.double() @ self._x_mean
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """Relative error, weighted."""
+        rest = functional.linear(self._plain_x, weight.float(), bias.float()) - self._plain_r
+        return float(((self._w * rest.double().square()).sum() / (self._w * self._plain_r.square()).sum()).sqrt())
+
+
+@dataclass
+class Seen:
+    """What one sublayer was fitted on: per batch the projection's inputs [B, S, n] and the tokens read [B, S]; over all
+    of these tokens x [T, n], r [T, d] and the target [T, d] of the stream.
+    """
+
+    inputs: list[Tensor]
+    tokens: Sequence[Tensor]
+    x: Tensor
+    r: Tensor
+    target: Tensor
+
+
+def seen_at(run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Seen:
+    """Let all batches arrive at a sublayer."""
+    inputs: list[Tensor] = []
+    xs: list[Tensor] = []
+    rs: list[Tensor] = []
+    aims: list[Tensor] = []
+    for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
+        chosen = tokens[arrival.batch]
+        assert arrival.base is not None
+        inputs.append(arrival.x)
+        xs.append(tokens_of(arrival.x, chosen))
+        rs.append(target - tokens_of(arrival.base, chosen))
+        aims.append(target)
+    return Seen(inputs, tokens, torch.cat(xs), torch.cat(rs), torch.cat(aims))
+
+
+def norm_after(model: nn.Module, sublayer: Sublayer) -> nn.LayerNorm:
+    """The LayerNorm that follows a sublayer of BERT."""
+    path = "attention.output.LayerNorm" if sublayer.spec.mixes_tokens else "output.LayerNorm"
+    norm = model.get_submodule(sublayer.prefix + path)
+    assert isinstance(norm, nn.LayerNorm)
+    return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How the last recovery differs from the default's.
+
+    Attributes:
+        weighted: tokens weigh 1 / variance of the target over channels, what a LayerNorm divides by.
+        norms: gain and bias of the LayerNorm after each sublayer are fitted, channel by channel, to the dense model's
+            values there.
+        descent: kinds of sublayers of which all matrices are fitted to the sublayer's target by gradient descent, after
+            the least-squares fit; the output projection is then fitted again.
+        epochs: of the descent.
+        rate: of the descent.
+        parts: how many parts of the rows the recovery sees.
+        ridge: of the least squares, None for the default's.
+    """
+
+    weighted: bool = False
+    norms: bool = False
+    descent: tuple[str, ...] = ()
+    epochs: int = 3
+    rate: float = 1e-3
+    parts: int = 1
+    ridge: float | None = None
+
+
+def recovered(case: Case, budget: Budget, fit: Fit, *, name: str = "default", method: Method = DEFAULT) -> nn.Module:
+    """The last recovery of a student, fitted as `fit` says."""
+    network, calibrated = case.student(name, method, budget)
+    if fit.parts > 1:
+        whole = case.calibration("more rows", DEFAULT, len(case.parts))
+        calibrated = first_batches(whole, sum(len(part) for part in case.parts[: fit.parts]))
+    own = method
+    if fit.ridge is not None:
+        own = with_recovery(method, solver=SolverOptions(name="cholesky", ridge=fit.ridge))
+    Refit(case, calibrated, fit).run(network, own)
+    return network.model
+
+
+class Refit:
+    """One recovery with other fits."""
+
+    def __init__(self, case: Case, calibrated: Calibrated, fit: Fit) -> None:
+        self.case, self.calibrated, self.fit = case, calibrated, fit
+        self.seen: Seen | None = None
+        self.entered: list[Tensor] = []
+
+    def run(self, network: Network, method: Method) -> None:
+        """`recovery.recover`, in place."""
+        plain = self.fit == Fit(parts=self.fit.parts, ridge=self.fit.ridge)
+        if plain:
+            recover(network, self.calibrated.data, self.calibrated.statistics, method=method)
+            return
+        original_fit, original_entries = recovery._fit, Lockstep.entries
+
+        def entries(run: Lockstep, sublayer: Sublayer) -> Iterator[tuple[int, Tensor]]:
+            self.entered.clear()
+            for index, x in original_entries(run, sublayer):
+                self.entered.append(x)
+                yield index, x
+
+        def fit(model: nn.Module, sublayer: Sublayer, moments: Any, options: Any) -> Any:
+            result = original_fit(model, sublayer, moments, options)
+            kind = "attention" if sublayer.spec.mixes_tokens else "ffn"
+            if kind in self.fit.descent and sublayer.units:
+                self.descend(model, sublayer, kind)
+                result = original_fit(model, sublayer, self.moments(), options)
+            if self.fit.norms:
+                self.fit_norm(model, sublayer)
+            self.seen = None
+            return result
+
+        with replaced(recovery, _gather=self.gather, _fit=fit), replaced(Lockstep, entries=entries):
+            recover(network, self.calibrated.data, self.calibrated.statistics, method=method)
+
+    def gather(self, run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Any:
+        """As `recovery._gather`, and everything is kept until the fit."""
+        self.seen = seen_at(run, targets, sublayer, tokens)
+        return self.moments()
+
+    def moments(self) -> Any:
+        """Of what was seen last."""
+        assert self.seen is not None
+        if self.fit.weighted:
+            return WeightedMoments(self.seen.x, self.seen.r, 1 / self.seen.target.var(dim=1, correction=0))
+        moments = RegressionMoments(self.seen.x.shape[1], self.seen.r.shape[1], self.seen.x.device)
+        moments.add(self.seen.x, self.seen.r)
+        return moments
+
+    def fit_norm(self, model: nn.Module, sublayer: Sublayer) -> None:
+        """Gain and bias towards the dense model's LayerNorm of the target."""
+        assert self.seen is not None
+        norm, dense = norm_after(model, sublayer), norm_after(self.calibrated.model, sublayer)
+        projection: Any = sublayer.projection(model)
+        with torch.no_grad():
+            stream = self.seen.target + projection(self.seen.x) - self.seen.r
+            z = functional.layer_norm(stream, norm.normalized_shape, eps=norm.eps).double()
+            aim = dense(self.seen.target).double()
+            slope = ((z - z.mean(0)) * (aim - aim.mean(0))).sum(0) / (z - z.mean(0)).square().sum(0)
+            norm.weight.copy_(slope)
+            norm.bias.copy_(aim.mean(0) - slope * z.mean(0))
+
+    def descend(self, model: nn.Module, sublayer: Sublayer, kind: str) -> None:
+        """All matrices of a sublayer towards its target; what waits at the projection is computed again."""
+        assert self.seen is not None
+        seen, layer = self.seen, model.get_submodule(sublayer.prefix.removesuffix("."))
+        branch = Attention(layer) if kind == "attention" else FeedForward(layer)
+        masks = [batch.inputs["attention_mask"] for batch in self.calibrated.data.batches]
+        weight = 1 / seen.target.var(dim=1, correction=0) if self.fit.weighted else torch.ones(len(seen.r))
+        pieces = list(branch.pieces(self.entered, masks, seen.tokens, seen.r, weight / weight.mean()))
+        parameters = branch.parameters()
+        optimizer = torch.optim.Adam(parameters, lr=self.fit.rate)
+        steps = self.fit.epochs * len(pieces)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        generator = torch.Generator().manual_seed(self.case.seed)
+        scale = (weight[:, None] / weight.mean() * seen.r.square()).mean()
+        asked = [parameter.requires_grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            for _ in range(self.fit.epochs):
+                for at in torch.randperm(len(pieces), generator=generator).tolist():
+                    x, mask, tokens, r, w = pieces[at]
+                    rest = branch.output(branch.inputs(x, mask)[tokens]) - r
+                    loss = (w[:, None] * rest.square()).mean() / scale
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+        for parameter, before in zip(parameters, asked, strict=True):
+            parameter.requires_grad_(before)
+            parameter.grad = None
+        with torch.no_grad():
+            for x, entered, mask in zip(seen.inputs, self.entered, masks, strict=True):
+                x.copy_(branch.inputs(entered, mask))
+            seen.x = torch.cat([tokens_of(x, chosen) for x, chosen in zip(seen.inputs, seen.tokens, strict=True)])
+
+
+# One minibatch: input of the producers, mask of real tokens, tokens read, their r and their weights.
+Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+_ROWS_PER_PIECE, _TOKENS_PER_PIECE = 64, 1024
+
+
+class FeedForward:
+    """A feed-forward branch of BERT."""
+
+    def __init__(self, layer: Any) -> None:
+        self.first, self.activation, self.last = (
+            layer.intermediate.dense,
+            layer.intermediate.intermediate_act_fn,
+            layer.output.dense,
+        )
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is fitted."""
+        return [self.first.weight, self.first.bias, self.last.weight, self.last.bias]
+
+    def inputs(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Inputs of the output projection."""
+        del mask
+        return self.activation(self.first(x))
+
+    def output(self, x: Tensor) -> Tensor:
+        """The projection, without its hooks."""
+        return functional.linear(x, self.last.weight, self.last.bias)
+
+    def pieces(
+        self, entered: list[Tensor], masks: list[Tensor], tokens: Sequence[Tensor], r: Tensor, weight: Tensor
+    ) -> Iterator[Piece]:
+        """Minibatches of tokens in random order."""
+        x = torch.cat([tokens_of(each, chosen) for each, chosen in zip(entered, tokens, strict=True)])
+        for at in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(_TOKENS_PER_PIECE):
+            yield x[at], masks[0], torch.ones(len(at), dtype=torch.bool), r[at], weight[at]
+
+
+class Attention:
+    """An attention branch of BERT."""
+
+    def __init__(self, layer: Any) -> None:
+        own = layer.attention.self
+        self.query, self.key, self.value, self.size = own.query, own.key, own.value, own.attention_head_size
+        self.last = layer.attention.output.dense
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is fitted."""
+        found = [self.query, self.key, self.value, self.last]
+        return [parameter for module in found for parameter in (module.weight, module.bias)]
+
+    def inputs(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Inputs of the output projection."""
+
+        def heads(module: nn.Linear) -> Tensor:
+            found = functional.linear(x, module.weight, module.bias)
+            return found.unflatten(-1, (-1, self.size)).transpose(1, 2)
+
+        parts = [heads(module) for module in (self.query, self.key, self.value)]
+        found = functional.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None, :].bool())
+        return found.transpose(1, 2).flatten(2)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The projection, without its hooks."""
+        return functional.linear(x, self.last.weight, self.last.bias)
+
+    def pieces(
+        self, entered: list[Tensor], masks: list[Tensor], tokens: Sequence[Tensor], r: Tensor, weight: Tensor
+    ) -> Iterator[Piece]:
+        """Minibatches of rows."""
+        start = 0
+        for x, mask, chosen in zip(entered, masks, tokens, strict=True):
+            for at in range(0, len(x), _ROWS_PER_PIECE):
+                rows = slice(at, at + _ROWS_PER_PIECE)
+                stop = start + int(chosen[rows].sum())
+                yield x[rows], mask[rows], chosen[rows], r[start:stop], weight[start:stop]
+                start = stop
+
+
+# What comes after the recovery
+
+
+class _Reached(Exception):
+    """The forward got where it should."""
+
+
+def first_calls(model: nn.Module, layer: nn.Module, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """What the first layer is called with, per batch: its hidden states by `hidden_states`, and the rest by name."""
+    found: list[dict[str, Any]] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        found.append({**dict(zip(names, args, strict=False)), **kwargs})
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    with inference(model):
+        for batch in batches:
+            with suppress(_Reached):
+                model(**batch.inputs)
+    handle.remove()
+    return found
+
+
+def called_with(layer: nn.Module, call: dict[str, Any], hidden: Tensor) -> Tensor:
+    """What a layer makes of hidden states [B, S, d]."""
+    returned = layer(**{**call, "hidden_states": hidden})
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Layer by layer, all parameters of a layer are fitted by gradient descent to the dense layer's output.
+
+    Attributes:
+        epochs: over the calibration rows.
+        rate: at the start; it falls to zero.
+        parts: of the calibration rows.
+        span: layers that are fitted together, to the output of the last of them.
+    """
+
+    epochs: int = 3
+    rate: float = 1e-3
+    parts: int = 1
+    span: int = 1
+
+    def run(self, case: Case, model: Any) -> nn.Module:
+        """Fit a recovered model, in place."""
+        dense: Any = case.opened.model
+        batches = [batch for part in case.parts[: self.parts] for batch in part]
+        layers, wanted = list(model.bert.encoder.layer), list(dense.bert.encoder.layer)
+        calls, aims = first_calls(model, layers[0], batches), first_calls(dense, wanted[0], batches)
+        hidden, aim = [call["hidden_states"] for call in calls], [call["hidden_states"] for call in aims]
+        for start in range(0, len(layers), self.span):
+            stop = min(len(layers), start + self.span)
+            with inference(dense):
+                for layer in wanted[start:stop]:
+                    aim = [called_with(layer, call, x) for call, x in zip(aims, aim, strict=True)]
+            # the head of a classifier reads CLS
+            last = stop == len(layers)
+            masks = [batch.inputs["attention_mask"].bool() for batch in batches]
+            read = [torch.zeros_like(m).index_fill_(1, torch.tensor([0]), value=True) if last else m for m in masks]
+            _descend(layers[start:stop], calls, list(zip(hidden, aim, read, strict=True)), self, case.seed)
+            with inference(model):
+                for layer in layers[start:stop]:
+                    hidden = [called_with(layer, call, x) for call, x in zip(calls, hidden, strict=True)]
+        return model
+
+
+def _descend(
+    layers: Sequence[nn.Module],
+    calls: Sequence[dict[str, Any]],
+    states: Sequence[tuple[Tensor, Tensor, Tensor]],
+    options: Descent,
+    seed: int,
+) -> None:
+    """Adam with a rate that falls to zero; `states` are input, aim and tokens read of each batch."""
+    pieces = [
+        (i, slice(at, at + _ROWS_PER_PIECE))
+        for i, (x, _, _) in enumerate(states)
+        for at in range(0, len(x), _ROWS_PER_PIECE)
+    ]
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=options.rate)
+    steps = options.epochs * len(pieces)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    with torch.enable_grad():
+        for _ in range(options.epochs):
+            for at in torch.randperm(len(pieces), generator=generator).tolist():
+                i, rows = pieces[at]
+                x, wanted, read = states[i]
+                # every layer takes the slice of what belongs to rows
+                call = {
+                    name: v[rows] if isinstance(v, Tensor) and len(v) == len(x) else v for name, v in calls[i].items()
+                }
+                x = x[rows]
+                for layer in layers:
+                    x = called_with(layer, call, x)
+                loss = (x - wanted[rows])[read[rows]].square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+
+def head_inputs(model: Any, batches: Sequence[Batch]) -> Tensor:
+    """[N, d]: CLS after the last layer."""
+    with inference(model):
+        return torch.cat([model.bert(**batch.inputs).last_hidden_state[:, 0] for batch in batches])
+
+
+def ridge_to_own(linear: nn.Linear, x: Tensor, aim: Tensor, ridge: float) -> None:
+    """Fit a Linear to `aim` [N, C] on x [N, d], relative ridge towards its own weights, bias free."""
+    with torch.no_grad():
+        x, aim, own = x.double(), aim.double(), linear.weight.double()
+        x_mean, aim_mean = x.mean(0), aim.mean(0)
+        gram, cross = (x - x_mean).T @ (x - x_mean), (x - x_mean).T @ (aim - aim_mean)
+        absolute = ridge * gram.diagonal().mean()
+        gram.diagonal().add_(absolute)
+        weight = torch.linalg.solve(gram, cross + absolute * own.T).T
+        linear.weight.copy_(weight)
+        linear.bias.copy_(aim_mean - weight @ x_mean)
+
+
+def likelihood_to_own(linear: nn.Linear, x: Tensor, aim: Tensor, ridge: float) -> None:
+    """Fit a Linear by KL(softmax(aim) || softmax(x W' + b)) on x [N, d], ridge towards its own weights: convex."""
+    x, own = x.double(), linear.weight.detach().double()
+    centred = x - x.mean(0)
+    absolute = ridge * float(centred.square().mean())
+    weight, bias = own.clone().requires_grad_(), linear.bias.detach().double().requires_grad_()
+    wanted = aim.double().softmax(1)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-10)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(functional.linear(x, weight, bias), wanted)
+        loss = loss + 0.5 * absolute * (weight - own).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
+
+def fit_head(
+    case: Case, model: Any, *, pooler: float | None, head: float | None, likelihood: bool = False, parts: int = 1
+) -> nn.Module:
+    """Refit the pooler towards the dense values before its tanh, then the classifier towards the dense logits."""
+    dense: Any = case.opened.model
+    batches = [batch for part in case.parts[:parts] for batch in part]
+    x, wanted = head_inputs(model, batches), case.aim(parts)
+    with torch.no_grad():
+        if pooler is not None:
+            ridge_to_own(model.bert.pooler.dense, x, dense.bert.pooler.dense(wanted), pooler)
+        logits = dense.classifier(dense.bert.pooler.dense(wanted).tanh())
+        pooled = model.bert.pooler.dense(x).tanh()
+    if head is not None:
+        (likelihood_to_own if likelihood else ridge_to_own)(model.classifier, pooled, logits, head)
+    return model
+
+
+# The levers
+
+Lever = Callable[[Case, Budget], nn.Module]
+
+
+def fitted(**changes: Any) -> Lever:
+    """The default's units, another last recovery."""
+    return lambda case, budget: recovered(case, budget, Fit(**changes))
+
+
+def selected(name: str, method: Method) -> Lever:
+    """A whole cut by another method, the default's recovery."""
+    return lambda case, budget: recovered(case, budget, Fit(), name=name, method=method)
+
+
+def scaled(factor: float) -> Lever:
+    """The loss curves of attention times a factor: above 1 keeps more heads, below 1 more neurons."""
+
+    def lever(case: Case, budget: Budget) -> nn.Module:
+        def curves(calibrated: Calibrated, options: Any) -> Any:
+            found = loss_curves(calibrated, options)
+            attention = {s.name for s in calibrated.sublayers if s.spec.mixes_tokens}
+            return {n: replace(c, loss=c.loss * factor) if n in attention else c for n, c in found.items()}
+
+        with replaced(selecting, loss_curves=curves):
+            network = shrunk(case.calibrated, budget, DEFAULT)
+        recover(network, case.calibrated.data, case.calibrated.statistics, method=DEFAULT)
+        return network.model
+
+    return lever
+
+
+def headed(first: Lever | None = None, **changes: Any) -> Lever:
+    """Another lever, then the head."""
+    return lambda case, budget: fit_head(case, (first or Case.default)(case, budget), **changes)
+
+
+def layered(*, first: Lever | None = None, **changes: Any) -> Lever:
+    """Another lever, then layer by layer; the default's result is kept for further steps."""
+    options = Descent(**changes)
+
+    def lever(case: Case, budget: Budget) -> nn.Module:
+        if first is not None:
+            return options.run(case, first(case, budget))
+        key = (options, budget.macs)
+        if key not in case.models:
+            case.models[key] = options.run(case, case.default(budget))
+        return copy.deepcopy(case.models[key])
+
+    return lever
+
+
+def more_rows(parts: int) -> Lever:
+    """The default's units, a recovery that sees 2^(parts - 1) times the rows."""
+    return fitted(parts=parts)
+
+
+LEVERS: dict[str, Lever] = {
+    "default": Case.default,
+    "moments of 16 tokens per neuron": selected("16", with_moments(DEFAULT, moment_tokens=16)),
+    "moments of all rows": selected("all", with_moments(DEFAULT, moment_tokens=None)),
+    "classifier, ridge 1e-2": headed(pooler=None, head=1e-2),
+    "classifier, ridge 1e-1": headed(pooler=None, head=1e-1),
+    "classifier, ridge 1": headed(pooler=None, head=1.0),
+    "pooler, ridge 1e-1": headed(pooler=1e-1, head=None),
+    "pooler, ridge 1": headed(pooler=1.0, head=None),
+    "pooler and classifier, ridge 1e-1": headed(pooler=1e-1, head=1e-1),
+    "pooler and classifier, ridge 1": headed(pooler=1.0, head=1.0),
+    "classifier by KL, ridge 1e-1": headed(pooler=None, head=1e-1, likelihood=True),
+    "classifier by KL, ridge 1e-2": headed(pooler=None, head=1e-2, likelihood=True),
+    "2 x rows": more_rows(2),
+    "4 x rows": more_rows(3),
+    "ridge 1e-3": fitted(ridge=1e-3),
+    "ridge 1e-1": fitted(ridge=1e-1),
+    "three rounds": selected("three", replace(DEFAULT, rounds=Rounds(count=3, below=1.0))),
+    "four rounds": selected("four", replace(DEFAULT, rounds=Rounds(count=4, below=1.0))),
+    "tokens weighted by LayerNorm": fitted(weighted=True),
+    "LayerNorm fitted": fitted(norms=True),
+    "LayerNorm fitted, tokens weighted": fitted(norms=True, weighted=True),
+    "FFN by descent": fitted(descent=("ffn",)),
+    "sublayers by descent": fitted(descent=("ffn", "attention"), epochs=8),
+    "sublayers by descent, LayerNorm fitted": fitted(descent=("ffn", "attention"), epochs=8, norms=True),
+    "layers by descent, 3 epochs": layered(epochs=3),
+    "layers by descent": layered(epochs=8),
+    "pairs of layers by descent": layered(epochs=8, span=2),
+    "all layers by descent, to the last CLS": layered(epochs=8, span=6),
+    "layers by descent, classifier by KL": headed(layered(epochs=8), pooler=None, head=1e-1, likelihood=True),
+    "layers by descent, 4 x rows": layered(epochs=2, parts=3),
+    "layers by descent, 4 x rows, 8 epochs": layered(epochs=8, parts=3),
+    "layers by descent after moments of 16": layered(
+        first=selected("16", with_moments(DEFAULT, moment_tokens=16)), epochs=8
+    ),
+    "attention curves x 0.5": scaled(0.5),
+    "attention curves x 2": scaled(2.0),
+}
+
+
+# Running and showing
+
+
+def run(task: str, seed: int, budgets: Sequence[float], names: Sequence[str], heads: Path) -> Iterator[dict[str, Any]]:
+    """One record per lever and budget."""
+    case = open_case(task, seed, heads, more=any("x rows" in name for name in names))
+    for share in budgets:
+        for name in names:
+            started = time.perf_counter()
+            found = judged(case, LEVERS[name](case, Budget(macs=share)))
+            print(task, seed, share, name, found, f"{time.perf_counter() - started:.0f}s", flush=True)
+            yield {"task": task, "seed": seed, "macs": share, "lever": name, **found}
+
+
+def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What a record is of."""
+    return record["task"], record["seed"], record["macs"], record["lever"]
+
+
+def table(records: list[dict[str, Any]], task: str) -> list[str]:
+    """Markdown: a row per lever; per budget held-out KL, its paired difference, agreement and the validation metric."""
+    own = {key_of(r): r for r in records if r["task"] == task and r["lever"] in LEVERS}
+    budgets = sorted({r["macs"] for r in own.values()}, reverse=True)
+    cells = "held-out KL at {0:g} | minus default | agreement | validation"
+    lines = ["| lever | " + " | ".join(cells.format(b) for b in budgets) + " |"]
+    lines.append("|---" * (1 + 4 * len(budgets)) + "|")
+    for lever in dict.fromkeys(r["lever"] for r in sorted(own.values(), key=lambda r: list(LEVERS).index(r["lever"]))):
+        row: list[str] = []
+        for budget in budgets:
+            runs = [r for r in own.values() if r["lever"] == lever and r["macs"] == budget]
+            pairs = [
+                r["kl"] - own[task, r["seed"], budget, "default"]["kl"]
+                for r in runs
+                if (task, r["seed"], budget, "default") in own
+            ]
+            row += [_cell([r["kl"] for r in runs], 4), _cell(pairs, 4, sign="+")]
+            row += [_cell([r["agreement"] for r in runs], 2), _cell([r["validation"] for r in runs], 2)]
+        lines.append(f"| {lever} | " + " | ".join(row) + " |")
+    return lines
+
+
+def _cell(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """Mean and spread."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{digits}f}{spread}"
+
+
+def main() -> None:
+    """Run or show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="sst2,mrpc")
+    parser.add_argument("--budgets", default="0.2,0.1")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", help="names of levers, separated by semicolons; all by default")
+    parser.add_argument("--heads", type=Path, default=cache_folder(), help="folder of the checkpoints of heads.py")
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    records: list[dict[str, Any]] = read_result("strong") or []
+    if not arguments.show:
+        names = [name for name in arguments.only.split(";") if name] or list(LEVERS)
+        budgets = [float(b) for b in arguments.budgets.split(",")]
+        for task in arguments.tasks.split(","):
+            for seed in map(int, arguments.seeds.split(",")):
+                for record in run(task, seed, budgets, names, arguments.heads):
+                    records = [r for r in records if key_of(r) != key_of(record)] + [record]
+                    write_result("strong", records)
+    for task in dict.fromkeys(r["task"] for r in records):
+        print(f"\n{task}\n\n" + "\n".join(table(records, task)))
+
+
+if __name__ == "__main__":
+    main()
