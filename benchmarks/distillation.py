@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from common import ROWS, SHARED, metrics_of, read_result, write_result
 from cost import forward_backward
 from embeddings import calibration_texts, opened_bench
-from faster_pruner.api.distilling import cost_in_fb
+from faster_pruner.api.distilling import cost_in_fb, last_of_layers
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import calibration_rows, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
@@ -40,7 +40,8 @@ from faster_pruner.host.devices import pick_device
 from faster_pruner.method import distillation
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
-from faster_pruner.method.distillation import Lesson, Unlabelled, distil
+from faster_pruner.method.distillation import distil
+from faster_pruner.method.lesson import Lesson, Unlabelled
 from faster_pruner.model.passes import called, inference
 from faster_pruner.model.precision import forward_in
 from faster_pruner.options import PRESETS, CalibrationOptions, Distillation, Switches, customise
@@ -128,6 +129,7 @@ def lesson_of(own: Case, student: nn.Module, how: Distillation) -> Lesson:
         seed=own.seed,
         dtype=own.subject.dtype,
         setting=own.calibrated.data.setting,
+        layers=last_of_layers(own.calibrated.sublayers) if how.match == "streams" else (),
     )
 
 
@@ -195,7 +197,9 @@ class Matching(Lesson):
 
     def aims(self, batches: Sequence[Batch], progress: Progress) -> Any:
         """Predictions of the few rows that judge; of those that are trained on hidden states, too."""
-        if sum(batch.rows.numel() for batch in batches) <= 1024:
+        if not self.sizes.get("judged"):
+            # they are asked for first
+            self.sizes["judged"] = 1.0
             return super().aims(batches, progress)
         found: list[Any] = []
         with inference(self.teacher):
@@ -238,8 +242,8 @@ def recipe(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]
         for name, how, count, match, chosen in variants(base):
             pruned = sliced if "no recovery" in name else repaired
             lesson = lesson_of(own, _copied(pruned), how)
-            if match != ("predictions",):
-                lesson = Matching(**vars(lesson), match=match, sizes={})
+            if match:
+                lesson = Matching(**{**vars(lesson), "layers": ()}, match=match, sizes={})
             only: AbstractContextManager[None] = nullcontext() if chosen is None else trained_only(chosen)
             with only:
                 found = measured(own, pruned, lesson, own.first(count))
@@ -253,11 +257,11 @@ def _copied(pruned: Pruned) -> nn.Module:
 
 def variants(base: Distillation) -> Iterator[tuple[str, Distillation, int, tuple[str, ...], Chosen | None]]:
     """Name, options, rows, what is matched and which parameters are trained."""
-    everything = ("predictions",)
+    everything = ()
     yield "default", base, DISTILLED, everything, None
-    yield "predictions + streams", base, DISTILLED, ("predictions", "streams"), None
-    yield "predictions + last hidden states", base, DISTILLED, ("predictions", "last"), None
-    yield "streams alone", base, DISTILLED, ("streams", "last"), None
+    yield "predictions alone", replace(base, match="predictions"), DISTILLED, everything, None
+    yield "predictions and streams", replace(base, match="predictions"), DISTILLED, ("predictions", "streams"), None
+    yield "predictions and last states", replace(base, match="predictions"), DISTILLED, ("predictions", "last"), None
     yield "no recovery before it", base, DISTILLED, everything, None
     yield "all but the embeddings", base, DISTILLED, everything, lambda name: "embeddings" not in name
     yield "output projections alone", base, DISTILLED, everything, lambda name: "output.dense" in name
@@ -265,7 +269,7 @@ def variants(base: Distillation) -> Iterator[tuple[str, Distillation, int, tuple
         yield f"learning rate {rate:g}", replace(base, learning_rate=rate), DISTILLED, everything, None
     for size in (16, 64):
         yield f"{size} rows per step", replace(base, rows_per_step=size), DISTILLED, everything, None
-    for rows, epochs in ((4096, 8), (8192, 4), (2 * DISTILLED, 1)):
+    for rows, epochs in ((2048, 16), (4096, 8), (8192, 4)):
         yield f"{rows} rows, {epochs} epochs", replace(base, epochs=epochs), rows, everything, None
 
 
@@ -329,6 +333,7 @@ def embedding(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, An
                 how=how,
                 seed=seed,
                 setting=calibrated.data.setting,
+                layers=last_of_layers(calibrated.sublayers),
             )
             found = distil(lesson, Unlabelled(rows=rest, held_out=held))
             yield {

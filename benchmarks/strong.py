@@ -1,8 +1,8 @@
 """What the least-squares recovery can still win at strong budgets: one lever at a time against the default preset.
 
 python benchmarks/strong.py --tasks sst2,mrpc --budgets 0.2,0.1
-python benchmarks/strong.py --tasks cola,qnli --heads folder      classifiers of benchmarks/heads.py, trained if missing
-python benchmarks/strong.py --show                                 tables from the saved JSON, nothing computed
+python benchmarks/strong.py --tasks cola,qnli --heads folder      classifiers of benchmarks/heads.py, made if missing
+python benchmarks/strong.py --show                                 docs/distillation.md from the saved JSON
 
 The judge is KL(dense || pruned) of the predictions on training rows outside the calibration set, compared with the
 default on the same rows (paired over seeds); validation rows are only reported. Levers of the recovery share the
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import SHARED, open_model, read_result, subject_for, write_result
+from common import SHARED, open_model, read_result, subject_for, write_result, write_table
+from distillation_page import PAGE, TITLES
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
@@ -847,8 +848,11 @@ def main() -> None:
                 for record in run(task, seed, budgets, names, arguments.heads):
                     records = [r for r in records if key_of(r) != key_of(record)] + [record]
                     write_result("strong", records)
+    lines: list[str] = []
     for task in dict.fromkeys(r["task"] for r in records):
-        print(f"\n{task}\n\n" + "\n".join(table(records, task)))
+        lines += ["", f"{TITLES[task]}:", "", *table(records, task)]
+    print("\n".join(lines))
+    write_table(PAGE, "strong", lines[1:])
 
 
 if __name__ == "__main__":

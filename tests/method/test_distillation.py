@@ -17,12 +17,14 @@ import cases
 import tiny
 from faster_pruner.api.distilling import last_of_layers
 from faster_pruner.errors import OptionError
+from faster_pruner.host.spill import Shelf
 from faster_pruner.method import distillation
-from faster_pruner.method.distillation import Lesson, Unlabelled, accelerated, distil
+from faster_pruner.method.distillation import accelerated, distil
+from faster_pruner.method.lesson import Lesson, Unlabelled
 from faster_pruner.method.training_state import StateFile
 from faster_pruner.model.gradients import Observation, gradients, streams
 from faster_pruner.model.network import Network
-from faster_pruner.model.passes import all_tensors_in
+from faster_pruner.model.passes import PassSetting, all_tensors_in
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import Distillation
@@ -379,3 +381,16 @@ def test_gradients_go_through_what_branches_are_added_to() -> None:
     embeddings = model.base_model.embeddings.word_embeddings.weight.grad
     assert embeddings is not None
     assert float(embeddings.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("limit", [0, 20_000])
+def test_streams_that_memory_has_no_room_for_are_computed_again(limit: int) -> None:
+    model, rows = tiny.make_model(), unlabelled()
+    layers = last_of_layers(tiny.make_subject(model).sublayers)
+    roomy, narrow = Shelf(2**30), Shelf(limit)
+    one, other = (replace(lesson(model), layers=layers, setting=PassSetting(shelf=shelf)) for shelf in (roomy, narrow))
+    assert distil(one, rows) == distil(other, rows)
+    assert same(weights(one.student), weights(other.student))
+    # what was reserved for them is free again; predictions are small, and stay
+    assert roomy.held < 20_000
+    assert narrow.held <= limit

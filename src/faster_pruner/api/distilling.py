@@ -11,8 +11,9 @@ from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import Batch, EncodedRows, digest
 from faster_pruner.host.folders import Output, unfinished
 from faster_pruner.method.calibrated import Calibrated, Pruned
-from faster_pruner.method.distillation import Lesson, Unlabelled, distil
+from faster_pruner.method.distillation import distil
 from faster_pruner.method.kept import weights_digest
+from faster_pruner.method.lesson import Lesson, Unlabelled
 from faster_pruner.method.training_state import StateFile
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.options import Distillation

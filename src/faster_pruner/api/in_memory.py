@@ -22,7 +22,7 @@ from faster_pruner.host.folders import Output
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.method.distillation import Unlabelled
+from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.describe import Description, describe, described
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.precision import in_dtype, in_float32, usual_torch

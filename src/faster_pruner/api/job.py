@@ -16,7 +16,7 @@ from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.calibrated import Calibrated, Subject
-from faster_pruner.method.distillation import Unlabelled
+from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of

@@ -16,7 +16,7 @@ from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collect
 from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
-from faster_pruner.method.distillation import Unlabelled
+from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.limits import longest_row
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of

@@ -1,8 +1,8 @@
 """Distillation: the pruned and recovered model is trained towards the dense one, on many rows without labels.
 
-What the dense model says is computed once and kept; the loss is the divergence of the objective's likelihood (for
-classes ``KL(dense || pruned)``). Rows that neither are trained on judge: the state with the smallest loss on them is
-what stays, and that may be the one before the first step. The optimiser is AdamW without weight decay, the learning
+What is matched are the streams after every layer, or the predictions (`lesson`). Rows that are held out judge, by the
+divergence of the objective's likelihood (for classes ``KL(dense || pruned)``): the state where it is smallest is what
+stays, and that may be the one before the first step. The optimiser is AdamW without weight decay, the learning
 rate rises over the first steps and falls linearly (as in Devlin et al. 2019); nothing is dropped out.
 
 The order of the rows follows from the seed. What a run has done so far can be kept (`training_state`), so that
@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,18 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.checkpoint.saving import round_weights
-from faster_pruner.data.batches import Batch, EncodedRows, pack_evenly, part_of
+from faster_pruner.data.batches import Batch
 from faster_pruner.errors import OptionError
-from faster_pruner.host.spill import HiddenStates
+from faster_pruner.method.lesson import (
+    Lesson,
+    PredictionMatch,
+    StreamMatch,
+    Unlabelled,
+    batches_of,
+    first_of,
+    rows_in,
+)
 from faster_pruner.method.training_state import Course, StateFile
-from faster_pruner.model.gradients import streams
-from faster_pruner.model.passes import PassSetting, by_row, called, device_of, inference, training
-from faster_pruner.model.precision import forward_in
-from faster_pruner.model.reading import real_tokens
-from faster_pruner.model.spec import Sublayer
-from faster_pruner.objectives.objective import Objective
-from faster_pruner.options import Distillation
-from faster_pruner.progress import Progress, Silent, StageClock, counted
+from faster_pruner.model.passes import device_of, inference, training
+from faster_pruner.progress import Progress, Silent, StageClock
 from faster_pruner.results import DistillationResult
 
 # Share of the steps over which the learning rate rises; longest gradient.
@@ -45,108 +47,6 @@ _WARM_UP, _LONGEST_GRADIENT = 0.06, 1.0
 LOOKS, _PATIENCE = 8, 3
 # Steps that are timed to find out how many rows a time allows; share of it that is planned for.
 _TIMED_STEPS, _PLANNED = 6, 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unlabelled:
-    """Rows for a distillation.
-
-    Attributes:
-        rows: to train on, in random order; or batches that somebody else made.
-        held_out: to judge by; never trained on.
-    """
-
-    rows: EncodedRows | Sequence[Batch]
-    held_out: EncodedRows | Sequence[Batch]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What is trained, towards what, and how.
-
-    Attributes:
-        teacher: the dense model; left as it is.
-        student: the pruned one, in float32; trained in place.
-        objective: of both.
-        how: the options.
-        seed: of the order of the rows.
-        dtype: that the student will be stored in: it is judged as it will be then.
-        setting: precision of the forwards, and where the dense model's predictions are kept.
-        layers: sublayers after which the streams of both models are matched; none to match their predictions.
-    """
-
-    teacher: nn.Module
-    student: nn.Module
-    objective: Objective
-    how: Distillation
-    seed: int
-    dtype: torch.dtype = torch.float32
-    setting: PassSetting = field(default_factory=PassSetting)
-    layers: Sequence[Sublayer] = ()
-
-    def predictions(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[P, C] float32: what a model says."""
-        with forward_in(self.setting.precision, batch.rows.device):
-            returned = called(model, batch.inputs)
-        return self.objective.values(returned, batch).float()
-
-    def loss(self, model: nn.Module, batch: Batch, aim: Tensor) -> Tensor:
-        """Mean divergence of a model's predictions from what is kept of the dense model's."""
-        return self.objective.likelihood.divergence(self.predictions(model, batch), aim).mean()
-
-    def aims(self, batches: Sequence[Batch], progress: Progress) -> HiddenStates:
-        """What is kept of the dense model's predictions, [P, K] for every batch."""
-        found = HiddenStates(self.setting.shelf)
-        with inference(self.teacher):
-            for batch in counted(batches, progress):
-                found.append(self.objective.likelihood.kept(self.predictions(self.teacher, batch)))
-        return found
-
-    def streams_of(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """[T, d] float32 for each of the layers: the stream of a batch's real tokens after it."""
-        found: list[Tensor] = []
-        with streams(model, self.layers) as seen:
-            self.predictions(model, batch)
-        for layer in self.layers:
-            x = by_row(seen[layer.name], batch.rows.numel())
-            found.append(x[real_tokens(layer, batch, x)].float())
-        return found
-
-
-class _Predictions:
-    """What is matched is what the dense model says."""
-
-    def __init__(self, lesson: Lesson, batches: Sequence[Batch]) -> None:
-        self._lesson, self._batches, self._aims = lesson, batches, lesson.aims(batches, Silent())
-
-    def loss(self, model: nn.Module, place: int) -> Tensor:
-        """Of one batch, with its graph."""
-        return self._lesson.loss(model, self._batches[place], self._aims[place])
-
-
-class _Streams:
-    """What is matched are the dense model's streams: the mean over the layers of their squared error, by their size."""
-
-    def __init__(self, lesson: Lesson, batches: Sequence[Batch]) -> None:
-        self._lesson, self._batches = lesson, batches
-        self._aims = HiddenStates(lesson.setting.shelf)
-        self._scales: list[float] = []
-        with inference(lesson.teacher):
-            for batch in batches:
-                found = lesson.streams_of(lesson.teacher, batch)
-                if not self._scales:
-                    sizes = [float(own.square().mean()) for own in found]
-                    self._scales = [max(size, torch.finfo(torch.float32).tiny) ** -0.5 for size in sizes]
-                self._aims.append(self._scaled(found).bfloat16())
-
-    def loss(self, model: nn.Module, place: int) -> Tensor:
-        """Of one batch, with its graph."""
-        found = self._scaled(self._lesson.streams_of(model, self._batches[place]))
-        return (found - self._aims[place].float()).square().mean()
-
-    def _scaled(self, found: Sequence[Tensor]) -> Tensor:
-        """[sum of T d]: all layers, each of about the size 1."""
-        return torch.cat([scale * own.flatten() for own, scale in zip(found, self._scales, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -193,18 +93,21 @@ def distil(
         DataError: the model cannot be run on the rows.
     """
     clock = clock or StageClock(Silent())
-    held_out = _batches(unlabelled.held_out, lesson)
+    held_out = batches_of(unlabelled.held_out, lesson)
     with clock.stage("dense predictions"):
         earlier = None if keep is None else keep.read_course()
         count = earlier.rows if earlier is not None else _affordable(lesson, unlabelled, rows_in(held_out))
-        batches = _batches(_first(unlabelled.rows, count), lesson)
+        batches = batches_of(first_of(unlabelled.rows, count), lesson)
         judge = _Judge(lesson, held_out, lesson.aims(held_out, Silent()))
-        matched = _Streams(lesson, batches) if lesson.layers else _Predictions(lesson, batches)
+        matched = StreamMatch(lesson, batches) if lesson.layers else PredictionMatch(lesson, batches)
     planned = lesson.how.epochs * len(batches)
     with clock.stage("distillation", total=planned):
         before = judge.loss() if earlier is None else earlier.before
         course = earlier or Course(rows=rows_in(batches), before=before, best_loss=before)
-        _train(lesson, matched, judge, planned, course=course, keep=keep, progress=clock.progress)
+        try:
+            _train(lesson, matched, judge, planned, course=course, keep=keep, progress=clock.progress)
+        finally:
+            matched.release()
     return DistillationResult(
         rows=course.rows,
         held_out=rows_in(held_out),
@@ -221,7 +124,7 @@ def distil(
 
 def _train(
     lesson: Lesson,
-    matched: _Predictions | _Streams,
+    matched: PredictionMatch | StreamMatch,
     judge: _Judge,
     steps: int,
     *,
@@ -336,7 +239,7 @@ def _affordable(lesson: Lesson, unlabelled: Unlabelled, held_out: int) -> int:
     there, how = rows_in(unlabelled.rows), lesson.how
     if how.seconds is None:
         return min(there, how.rows or there)
-    sample = _batches(_first(unlabelled.rows, _TIMED_STEPS * how.rows_per_step), lesson)
+    sample = batches_of(first_of(unlabelled.rows, _TIMED_STEPS * how.rows_per_step), lesson)
     said, trained = _timed(replace(lesson, student=copy.deepcopy(lesson.student)), sample)
     # a look is a forward of the held-out rows, a third of a step's work or less
     left = _PLANNED * how.seconds - held_out * (said + LOOKS * trained / 3)
@@ -349,16 +252,21 @@ def _timed(trial: Lesson, sample: Sequence[Batch]) -> tuple[float, float]:
     with training(trial.student) as trained:
         optimizer = _adam(trained, 0.0)
         for warm in (False, True):
-            for batch in sample:
+            matched = StreamMatch(trial, sample) if trial.layers else PredictionMatch(trial, sample)
+            for place in range(len(sample)):
                 started = time.perf_counter()
-                matched = _Streams(trial, [batch]) if trial.layers else _Predictions(trial, [batch])
+                if trial.layers:
+                    matched.aim(place)
+                else:
+                    trial.aims([sample[place]], Silent())
                 said = _now(device)
                 optimizer.zero_grad()
-                matched.loss(trial.student, 0).backward()
+                matched.loss(trial.student, place).backward()
                 optimizer.step()
                 if warm:
                     # the first forwards of a shape are slower than all others
                     seconds = [seconds[0] + said - started, seconds[1] + _now(device) - said]
+            matched.release()
     return seconds[0] / rows_in(sample), seconds[1] / rows_in(sample)
 
 
@@ -367,27 +275,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def rows_in(rows: EncodedRows | Sequence[Batch]) -> int:
-    """How many rows there are."""
-    return len(rows) if isinstance(rows, EncodedRows) else sum(batch.rows.numel() for batch in rows)
-
-
-def _first(rows: EncodedRows | Sequence[Batch], count: int) -> EncodedRows | Sequence[Batch]:
-    """The first rows, or the first batches that hold as many, at least one."""
-    if isinstance(rows, EncodedRows):
-        return part_of(rows, 0, count)
-    found: list[Batch] = []
-    for batch in rows:
-        if found and rows_in([*found, batch]) > count:
-            break
-        found.append(batch)
-    return found
-
-
-def _batches(rows: EncodedRows | Sequence[Batch], lesson: Lesson) -> list[Batch]:
-    """Rows in batches of one step each; batches as they are."""
-    if isinstance(rows, EncodedRows):
-        return pack_evenly(rows, rows_per_batch=lesson.how.rows_per_step, device=device_of(lesson.student))
-    return list(rows)

@@ -9,8 +9,8 @@ from typing import Literal
 from faster_pruner.checks import at_least, made_of, one_of, shown, whole_number
 from faster_pruner.errors import OptionError
 
-MatchName = Literal["predictions", "streams"]
-MATCHES: tuple[MatchName, ...] = ("predictions", "streams")
+MatchName = Literal["streams", "predictions"]
+MATCHES: tuple[MatchName, ...] = ("streams", "predictions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Distillation:
         epochs: how often every row is seen.
         learning_rate: the highest, of AdamW; it rises over the first steps and falls linearly.
         rows_per_step: of one gradient.
-        match: "predictions", or "streams", the hidden states after every layer, which say more of each row: better on
-            few rows, the same on many (docs/distillation.md).
+        match: "streams", the hidden states after every layer, which say more of each row than its prediction does, or
+            "predictions" (docs/distillation.md).
         held_out: rows that are not trained on and decide what is kept; None for as many as there are to train on, at
             most 1024.
     """
@@ -34,7 +34,7 @@ class Distillation:
     epochs: int = 2
     learning_rate: float = 1e-4
     rows_per_step: int = 32
-    match: MatchName = "predictions"
+    match: MatchName = "streams"
     held_out: int | None = None
 
     def __post_init__(self) -> None:

@@ -77,9 +77,9 @@ def _training(report: PruneReport) -> str:
     if found is None or not found.kept:
         return "No retraining."
     return (
-        f"Then it was trained towards the dense model's predictions on {found.rows} rows without labels "
-        f"({found.best_step} steps); its divergence from them on {found.held_out} held-out rows went from "
-        f"{found.before:.4g} to {found.after:.4g}."
+        f"Then it was trained towards the dense model on {found.rows} rows without labels ({found.best_step} steps); "
+        f"the divergence of its predictions on {found.held_out} held-out rows went from {found.before:.4g} to "
+        f"{found.after:.4g}."
     )
 
 
