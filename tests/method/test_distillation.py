@@ -242,6 +242,8 @@ def test_the_state_of_accelerate_is_as_before() -> None:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
 
+    # other tests train with it, too
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert not is_initialized()
     distil(lesson(tiny.make_model()), unlabelled())
     assert not is_initialized()

@@ -122,7 +122,9 @@ def test_every_finite_gram_has_a_curve(name: str, group: int, damping: float) ->
     assert torch.isfinite(curve.loss).all()
     assert bool((curve.loss.diff() >= 0).all())
     factor = damped_factor(gram, damping)
-    assert float(curve.loss[-1]) == pytest.approx(float((factor.T @ weighted).square().sum()), rel=1e-3)
+    # without damping a singular Gram is known to what its rounding leaves, which differs between processors
+    close = 1e-3 if damping else 1e-2
+    assert float(curve.loss[-1]) == pytest.approx(float((factor.T @ weighted).square().sum()), rel=close)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
