@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from common import ROWS, SHARED, metrics_of, read_result, write_result
 from cost import forward_backward
 from embeddings import calibration_texts, opened_bench
-from faster_pruner.api.distilling import cost_in_fb, last_of_layers
+from faster_pruner.api.distilling import cost_in_fb
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import calibration_rows, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
@@ -41,11 +41,10 @@ from faster_pruner.method import distillation
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.distillation import distil
-from faster_pruner.method.lesson import Lesson, Unlabelled
-from faster_pruner.model.passes import called, inference
+from faster_pruner.method.lesson import Lesson, Unlabelled, first_of
+from faster_pruner.model.passes import inference
 from faster_pruner.model.precision import forward_in
 from faster_pruner.options import PRESETS, CalibrationOptions, Distillation, Switches, customise
-from faster_pruner.progress import Progress, counted
 from heads import cache_folder, head_of
 
 NAME = "distillation"
@@ -89,9 +88,7 @@ class Case:
 
     def first(self, count: int) -> Unlabelled:
         """Fewer rows to distil on."""
-        rows = self.unlabelled.rows
-        assert isinstance(rows, EncodedRows)
-        return replace(self.unlabelled, rows=part_of(rows, 0, min(count, len(rows))))
+        return replace(self.unlabelled, rows=first_of(self.unlabelled.rows, count))
 
 
 def checkpoint(task: str, heads: Path | None) -> Path:
@@ -116,20 +113,6 @@ def case(task: str, seed: int, *, heads: Path | None, rows: int = DISTILLED) -> 
         validation=evaluation_splits(source, described, opened, 128)["validation"],
         unlabelled=unlabelled_rows(source, described, opened, options, Distillation(rows=rows)),
         seed=seed,
-    )
-
-
-def lesson_of(own: Case, student: nn.Module, how: Distillation) -> Lesson:
-    """The package's own."""
-    return Lesson(
-        teacher=own.subject.model,
-        student=student,
-        objective=own.subject.objective,
-        how=how,
-        seed=own.seed,
-        dtype=own.subject.dtype,
-        setting=own.calibrated.data.setting,
-        layers=last_of_layers(own.calibrated.sublayers) if how.match == "streams" else (),
     )
 
 
@@ -158,14 +141,14 @@ class Matching(Lesson):
     """A lesson that matches hidden states, too, each part divided by its size before the first step.
 
     Attributes:
-        match: of "predictions", "last" (the states that the head reads), "streams" (those between the layers).
+        parts: of "predictions", "last" (the states that the head reads), "streams" (those between the layers).
         sizes: of the parts, found on the first batch.
     """
 
-    match: tuple[str, ...]
+    parts: tuple[str, ...]
     sizes: dict[str, float]
 
-    def parts(self, model: nn.Module, batch: Batch, aim: tuple[Tensor, list[Tensor]]) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, aim: tuple[Tensor, list[Tensor]]) -> dict[str, Tensor]:
         """Each part of the loss."""
         values, states = self.both(model, batch)
         found = {"predictions": self.objective.likelihood.divergence(values, aim[0]).mean()}
@@ -181,29 +164,28 @@ class Matching(Lesson):
 
     def both(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Predictions, and the hidden states after every layer."""
-        inputs: dict[str, Any] = {**batch.inputs, "output_hidden_states": True}
         with forward_in(self.setting.precision, batch.rows.device):
-            returned = called(model, batch.inputs) if not self.match else model(**inputs)
+            returned = model(**batch.inputs, output_hidden_states=True)
         return self.objective.values(returned, batch).float(), [h.float() for h in returned.hidden_states[1:]]
 
     def loss(self, model: nn.Module, batch: Batch, aim: Any) -> Tensor:
         """Of held-out rows the predictions alone: what all variants are judged by."""
         if not isinstance(aim, tuple):
             return super().loss(model, batch, aim)
-        found = self.parts(model, batch, aim)
+        found = self.losses(model, batch, aim)
         for name, part in found.items():
             self.sizes.setdefault(name, max(float(part.detach()), 1e-9))
-        return torch.stack([found[name] / self.sizes[name] for name in self.match]).sum()
+        return torch.stack([found[name] / self.sizes[name] for name in self.parts]).sum()
 
-    def aims(self, batches: Sequence[Batch], progress: Progress) -> Any:
+    def aims(self, batches: Sequence[Batch]) -> Any:
         """Predictions of the few rows that judge; of those that are trained on hidden states, too."""
         if not self.sizes.get("judged"):
             # they are asked for first
             self.sizes["judged"] = 1.0
-            return super().aims(batches, progress)
+            return super().aims(batches)
         found: list[Any] = []
         with inference(self.teacher):
-            for batch in counted(batches, progress):
+            for batch in batches:
                 values, states = self.both(self.teacher, batch)
                 found.append((self.objective.likelihood.kept(values), [h.bfloat16() for h in states]))
         return found
@@ -241,9 +223,9 @@ def recipe(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]
         sliced = cut(own.calibrated, budget, customise(PRESETS["default"], Switches(recovery="none")))
         for name, how, count, match, chosen in variants(base):
             pruned = sliced if "no recovery" in name else repaired
-            lesson = lesson_of(own, _copied(pruned), how)
+            lesson = Lesson.of(own.calibrated, _copied(pruned), how)
             if match:
-                lesson = Matching(**{**vars(lesson), "layers": ()}, match=match, sizes={})
+                lesson = Matching(**{**vars(lesson), "layers": ()}, parts=match, sizes={})
             only: AbstractContextManager[None] = nullcontext() if chosen is None else trained_only(chosen)
             with only:
                 found = measured(own, pruned, lesson, own.first(count))
@@ -256,21 +238,21 @@ def _copied(pruned: Pruned) -> nn.Module:
 
 
 def variants(base: Distillation) -> Iterator[tuple[str, Distillation, int, tuple[str, ...], Chosen | None]]:
-    """Name, options, rows, what is matched and which parameters are trained."""
-    everything = ()
-    yield "default", base, DISTILLED, everything, None
-    yield "predictions alone", replace(base, match="predictions"), DISTILLED, everything, None
+    """Name, options, rows, what is matched in place of the package's own, and which parameters are trained."""
+    own: tuple[str, ...] = ()
+    yield "default", base, DISTILLED, own, None
+    yield "predictions alone", replace(base, match="predictions"), DISTILLED, own, None
     yield "predictions and streams", replace(base, match="predictions"), DISTILLED, ("predictions", "streams"), None
     yield "predictions and last states", replace(base, match="predictions"), DISTILLED, ("predictions", "last"), None
-    yield "no recovery before it", base, DISTILLED, everything, None
-    yield "all but the embeddings", base, DISTILLED, everything, lambda name: "embeddings" not in name
-    yield "output projections alone", base, DISTILLED, everything, lambda name: "output.dense" in name
+    yield "no recovery before it", base, DISTILLED, own, None
+    yield "all but the embeddings", base, DISTILLED, own, lambda name: "embeddings" not in name
+    yield "output projections alone", base, DISTILLED, own, lambda name: "output.dense" in name
     for rate in (5e-5, 2e-4, 5e-4):
-        yield f"learning rate {rate:g}", replace(base, learning_rate=rate), DISTILLED, everything, None
+        yield f"learning rate {rate:g}", replace(base, learning_rate=rate), DISTILLED, own, None
     for size in (16, 64):
-        yield f"{size} rows per step", replace(base, rows_per_step=size), DISTILLED, everything, None
+        yield f"{size} rows per step", replace(base, rows_per_step=size), DISTILLED, own, None
     for rows, epochs in ((2048, 16), (4096, 8), (8192, 4)):
-        yield f"{rows} rows, {epochs} epochs", replace(base, epochs=epochs), rows, everything, None
+        yield f"{rows} rows, {epochs} epochs", replace(base, epochs=epochs), rows, own, None
 
 
 def gain(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]:
@@ -284,7 +266,7 @@ def gain(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]:
                 stored = _copied(pruned)
                 round_weights(stored, own.subject.dtype)
                 recovered = own.metrics(stored)
-                lesson = lesson_of(own, _copied(pruned), Distillation(rows=DISTILLED))
+                lesson = Lesson.of(own.calibrated, _copied(pruned), Distillation(rows=DISTILLED))
                 found = measured(own, pruned, lesson, own.unlabelled)
                 yield {"task": task, "seed": seed, "macs": share, "recovered": recovered, **found}
 
@@ -304,7 +286,7 @@ def cost(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]:
         round_weights(stored, own.subject.dtype)
         yield {"seed": seed, "rows": 0, "fb_measured": whole / fb, "validation": own.metrics(stored)}
         for count in (2048, 4096, 8192, DISTILLED, 2 * DISTILLED):
-            lesson = lesson_of(own, _copied(pruned), Distillation(rows=count))
+            lesson = Lesson.of(own.calibrated, _copied(pruned), Distillation(rows=count))
             found = measured(own, pruned, lesson, own.first(count))
             yield {"seed": seed, **found, "fb_measured": (whole + found["seconds"]) / fb}
 
@@ -326,16 +308,7 @@ def embedding(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, An
             recovered = bench.of(pruned.model)
             student = _copied(pruned)
             how = Distillation(rows=DISTILLED)
-            lesson = Lesson(
-                teacher=subject.model,
-                student=student,
-                objective=bench.objective,
-                how=how,
-                seed=seed,
-                setting=calibrated.data.setting,
-                layers=last_of_layers(calibrated.sublayers),
-            )
-            found = distil(lesson, Unlabelled(rows=rest, held_out=held))
+            found = distil(Lesson.of(calibrated, student, how), Unlabelled(rows=rest, held_out=held))
             yield {
                 "seed": seed,
                 "macs": share,

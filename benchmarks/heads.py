@@ -26,11 +26,12 @@ from faster_pruner.data.glue import GLUE
 from faster_pruner.data.sources import load_split
 from faster_pruner.data.tasks import Data
 from faster_pruner.host.devices import pick_device
+from faster_pruner.method.distillation import ramp
 from faster_pruner.objectives.classification import encode
 
 # Learning rate and epochs per task: the usual ones for so small a BERT; more epochs where there are few rows.
 RECIPES: dict[str, tuple[float, int]] = {"cola": (1e-4, 3), "qnli": (1e-4, 4)}
-_BATCH, _MAX_LENGTH, _WARM_UP, _DECAY, _LONGEST_GRADIENT = 32, 128, 0.06, 0.01, 1.0
+_BATCH, _MAX_LENGTH, _DECAY, _LONGEST_GRADIENT = 32, 128, 0.01, 1.0
 # Batches among which rows are sorted by length.
 _POOL = 16
 _LOGGED_EVERY = 50
@@ -81,10 +82,7 @@ def _train(
     groups = [{"params": matrices, "weight_decay": _DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
     steps = epochs * -(-len(rows) // _BATCH)
-    warm_up = max(1, int(_WARM_UP * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, ramp(steps))
     generator = torch.Generator().manual_seed(seed)
     model.train()
     losses: list[float] = []

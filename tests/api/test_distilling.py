@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import tiny
@@ -21,6 +23,7 @@ from faster_pruner.data.glue import GLUE
 from faster_pruner.errors import DataError, OptionError
 from faster_pruner.method import distillation
 from faster_pruner.method.lesson import Unlabelled, rows_in
+from faster_pruner.report import print_summary
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 SMALL = CalibrationOptions(rows=16)
@@ -322,6 +325,12 @@ def test_an_embedding_model_and_one_for_tokens_are_distilled(tmp_path: Path) -> 
     report = prune(tmp_path / "model", data, macs=0.5, calibration=SMALL, distillation=HOW).report
     assert report.distillation is not None
     assert report.distillation.kept
+    # what compares with the dense model is told of the recovered one, too
+    alone = prune(tmp_path / "model", data, macs=0.5, calibration=SMALL).report
+    assert report.distillation.recovered == alone.after
+    console = Console(width=80, file=io.StringIO())
+    print_summary(report, console)
+    assert "neighbours, not distilled" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     rows = [{"tokens": row["tokens"]} for row in tiny.make_tagged(120, 0)]
     tiny.save_task(tmp_path / "b", tiny.make_tagger(), rows, tiny.make_tagged(24, 1))
     report = prune(

@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering
 
 import cases
 import tiny
-from faster_pruner.api.distilling import last_of_layers
 from faster_pruner.errors import OptionError
 from faster_pruner.host.spill import Shelf
 from faster_pruner.method import distillation
 from faster_pruner.method.distillation import accelerated, distil
-from faster_pruner.method.lesson import Lesson, Unlabelled
+from faster_pruner.method.lesson import Lesson, Unlabelled, last_of_layers
 from faster_pruner.method.training_state import StateFile
 from faster_pruner.model.gradients import Observation, gradients, streams
 from faster_pruner.model.network import Network

@@ -15,7 +15,6 @@ from faster_pruner.method.distillation import distil
 from faster_pruner.method.kept import weights_digest
 from faster_pruner.method.lesson import Lesson, Unlabelled
 from faster_pruner.method.training_state import StateFile
-from faster_pruner.model.spec import Sublayer
 from faster_pruner.options import Distillation
 from faster_pruner.progress import StageClock
 from faster_pruner.results import DistillationResult
@@ -34,24 +33,10 @@ def training_for(how: Distillation, unlabelled: Unlabelled, output: Output) -> T
 def distilled(job: Job, pruned: Pruned, clock: StageClock) -> DistillationResult:
     """Train what was cut, in place. Raises as `method.distillation.distil`."""
     assert job.training is not None
-    training, subject, data = job.training, job.calibrated.subject, job.calibrated.data
-    lesson = Lesson(
-        teacher=subject.model,
-        student=pruned.model,
-        objective=subject.objective,
-        how=training.how,
-        seed=data.seed,
-        dtype=subject.dtype,
-        setting=data.setting,
-        layers=last_of_layers(job.calibrated.sublayers) if training.how.match == "streams" else (),
-    )
+    training = job.training
+    lesson = Lesson.of(job.calibrated, pruned.model, training.how)
     found = distil(lesson, training.unlabelled, keep=_state(job, pruned), clock=clock)
     return replace(found, fb=cost_in_fb(job.calibrated, pruned, found, training.how))
-
-
-def last_of_layers(sublayers: Sequence[Sublayer]) -> list[Sublayer]:
-    """The last sublayer of every layer."""
-    return list({s.prefix: s for s in sublayers}.values())
 
 
 def forget(job: Job) -> None:

@@ -98,13 +98,13 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     subject = job.calibrated.subject
     pruned = cut(job.calibrated, job.budget, job.method, clock=clock)
     measured = _Measured()
-    distillation = None if job.training is None else _distil(job, pruned, measured, clock)
+    distillation, recovered = (None, None) if job.training is None else _distil(job, pruned, measured, clock)
     round_weights(pruned.model, subject.dtype)
     mark_as_pruned(pruned.model, pruned.sublayers)
-    with clock.stage("evaluation", total=2 * len(job.splits)):
+    with clock.stage("evaluation", total=(2 if recovered is None else 3) * len(job.splits)):
         for split in job.splits:
             with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
-                _evaluate(job, pruned, split, measured, clock.progress)
+                _evaluate(job, pruned.model, split, measured, recovered=recovered, progress=clock.progress)
     with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
         tokens = round(next(iter(job.calibrated.data.lengths.values())))
         measured.latency = measure(
@@ -121,7 +121,7 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
         after=measured.after,
         confidence=measured.confidence,
         latency=measured.latency,
-        distillation=distillation,
+        distillation=None if distillation is None else replace(distillation, recovered=measured.recovered),
         seconds=clock.seconds,
     )
     said = [*warnings.of_the_result(report), *warnings.of_the_rows(job), *report.warnings, *measured.warnings]
@@ -134,6 +134,7 @@ class _Measured:
 
     before: dict[str, Evaluation] = field(default_factory=dict[str, Evaluation])
     after: dict[str, Evaluation] = field(default_factory=dict[str, Evaluation])
+    recovered: dict[str, Evaluation] = field(default_factory=dict[str, Evaluation])
     confidence: dict[str, Confidence] = field(default_factory=dict[str, Confidence])
     latency: list[Latency] = field(default_factory=list[Latency])
     warnings: list[str] = field(default_factory=list[str])
@@ -147,10 +148,11 @@ class _Measured:
             self.warnings.append(f"{what}: {one_line(error)}")
 
 
-def _distil(job: Job, pruned: Pruned, measured: _Measured, clock: StageClock) -> DistillationResult | None:
-    """Train what was cut, if that works; what the recovery alone has reached is told, too."""
+def _distil(
+    job: Job, pruned: Pruned, measured: _Measured, clock: StageClock
+) -> tuple[DistillationResult | None, nn.Module | None]:
+    """Train what was cut, if that works; gives back the recovered model, too, where it is another one."""
     recovered = copy.deepcopy(pruned.model)
-    found: DistillationResult | None = None
     try:
         found = distilled(job, pruned, clock)
     except InputError:
@@ -158,27 +160,19 @@ def _distil(job: Job, pruned: Pruned, measured: _Measured, clock: StageClock) ->
     except (RuntimeError, ValueError) as error:  # out of memory, or a device's own: the recovered model is there
         pruned.model.load_state_dict(recovered.state_dict())
         measured.warnings.append(f"the distillation failed, and nothing of it was kept: {one_line(error)}")
-        return None
+        return None, None
     round_weights(recovered, job.calibrated.subject.dtype)
-    by_split: dict[str, Evaluation] = {}
-    for split in job.splits if found.kept else ():
-        with measured.unless_it_fails(f"split {split!r} could not be evaluated before the distillation"):
-            by_split[split] = _evaluated(job, recovered, split)
-    return replace(found, recovered=by_split)
+    return found, recovered if found.kept else None
 
 
-def _evaluated(job: Job, model: nn.Module, split: str) -> Evaluation:
-    """Metrics of a pruned model on one split, alone."""
-    objective, rows = job.calibrated.subject.objective, job.splits[split]
-    return evaluate(predict_rows(model, objective, rows), objective, split=split, rows=rows.judged)
-
-
-def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progress: Progress) -> None:
-    """Metrics of one split before and after, with their confidence."""
+def _evaluate(
+    job: Job, pruned: nn.Module, split: str, measured: _Measured, *, recovered: nn.Module | None, progress: Progress
+) -> None:
+    """Metrics of one split before and after, with their confidence; of the recovered model where that was trained."""
     dense, objective = job.dense, job.calibrated.subject.objective
     sides = (
         (dense.model, dense.objective, dense.splits[split]),
-        (pruned.model, objective, job.splits[split]),
+        (pruned, objective, job.splits[split]),
     )
     predicted, found = list[Predicted](), list[Evaluation]()
     for model, own, rows in sides:
@@ -187,6 +181,12 @@ def _evaluate(job: Job, pruned: Pruned, split: str, measured: _Measured, progres
         progress.step()
     # both or neither: a metric is read against the other one
     measured.before[split], measured.after[split] = found
+    if recovered is not None:
+        with measured.unless_it_fails(f"split {split!r} could not be evaluated before the distillation"):
+            rows = job.splits[split]
+            own = predict_rows(recovered, objective, rows)
+            measured.recovered[split] = evaluate(own, objective, split=split, rows=rows.judged, dense=predicted[0])
+        progress.step()
     primary = found[1].primary
     with measured.unless_it_fails(f"split {split!r}: {primary} has no confidence interval"):
         _check_pairs(objective, primary, *predicted)

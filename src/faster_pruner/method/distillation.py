@@ -98,12 +98,14 @@ def distil(
         earlier = None if keep is None else keep.read_course()
         count = earlier.rows if earlier is not None else _affordable(lesson, unlabelled, rows_in(held_out))
         batches = batches_of(first_of(unlabelled.rows, count), lesson)
-        judge = _Judge(lesson, held_out, lesson.aims(held_out, Silent()))
-        matched = StreamMatch(lesson, batches) if lesson.layers else PredictionMatch(lesson, batches)
+        judge = _Judge(lesson, held_out, lesson.aims(held_out))
+        matched = lesson.match(batches)
     planned = lesson.how.epochs * len(batches)
     with clock.stage("distillation", total=planned):
-        before = judge.loss() if earlier is None else earlier.before
-        course = earlier or Course(rows=rows_in(batches), before=before, best_loss=before)
+        course = earlier
+        if course is None:
+            before = judge.loss()
+            course = Course(rows=rows_in(batches), before=before, best_loss=before)
         try:
             _train(lesson, matched, judge, planned, course=course, keep=keep, progress=clock.progress)
         finally:
@@ -143,7 +145,7 @@ def _train(
             best = keep.read_tensors(student, optimizer)
         for group in optimizer.param_groups:
             group["initial_lr"] = lesson.how.learning_rate
-        schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, _ramp(steps), last_epoch=course.step - 1)
+        schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, ramp(steps), last_epoch=course.step - 1)
         model, optimizer, schedule = accelerator.prepare(student, optimizer, schedule)
         for number, place in enumerate(_order(steps // epochs, epochs, lesson.seed)):
             if course.status or number < course.step:
@@ -173,8 +175,7 @@ def _look(course: Course, judge: _Judge, best: dict[str, Tensor], *, final: bool
     course.history.append((course.step, found))
     if found < course.best_loss:
         course.best_loss, course.best_step = found, course.step
-        for name, weight in _weights(judge.lesson.student).items():
-            best[name] = weight
+        best.update(_weights(judge.lesson.student))
     last = [loss for _, loss in course.history[-_PATIENCE - 1 :]]
     rising = len(course.history) > LOOKS / 2 and all(now > before for before, now in pairwise(last))
     if not math.isfinite(found):
@@ -197,7 +198,7 @@ def _adam(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.opt
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=fused or None)
 
 
-def _ramp(steps: int) -> Callable[[int], float]:
+def ramp(steps: int) -> Callable[[int], float]:
     """Share of the learning rate at a step: up over the first steps, then down to 0."""
     warm_up = max(1, round(_WARM_UP * steps))
 
@@ -252,13 +253,12 @@ def _timed(trial: Lesson, sample: Sequence[Batch]) -> tuple[float, float]:
     with training(trial.student) as trained:
         optimizer = _adam(trained, 0.0)
         for warm in (False, True):
-            matched = StreamMatch(trial, sample) if trial.layers else PredictionMatch(trial, sample)
-            for place in range(len(sample)):
+            matched = trial.match(sample)
+            for place, batch in enumerate(sample):
+                # what is kept of the dense model is no part of a step
+                matched.aim(place)
                 started = time.perf_counter()
-                if trial.layers:
-                    matched.aim(place)
-                else:
-                    trial.aims([sample[place]], Silent())
+                trial.aims([batch])
                 said = _now(device)
                 optimizer.zero_grad()
                 matched.loss(trial.student, place).backward()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from faster_pruner.data.batches import Batch, EncodedRows, pack_evenly, part_of
 from faster_pruner.host.spill import HiddenStates
+from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.model.gradients import streams
 from faster_pruner.model.passes import PassSetting, by_row, called, device_of, inference
 from faster_pruner.model.precision import forward_in
@@ -17,7 +18,6 @@ from faster_pruner.model.reading import real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.options import Distillation
-from faster_pruner.progress import Progress, Silent, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,30 @@ class Lesson:
         """Mean divergence of a model's predictions from what is kept of the dense model's."""
         return self.objective.likelihood.divergence(self.predictions(model, batch), aim).mean()
 
-    def aims(self, batches: Sequence[Batch], progress: Progress) -> HiddenStates:
+    @staticmethod
+    def of(calibrated: Calibrated, student: nn.Module, how: Distillation) -> Lesson:
+        """The lesson of what was cut from a calibrated model."""
+        subject, data = calibrated.subject, calibrated.data
+        return Lesson(
+            teacher=subject.model,
+            student=student,
+            objective=subject.objective,
+            how=how,
+            seed=data.seed,
+            dtype=subject.dtype,
+            setting=data.setting,
+            layers=last_of_layers(calibrated.sublayers) if how.match == "streams" else (),
+        )
+
+    def match(self, batches: Sequence[Batch]) -> PredictionMatch | StreamMatch:
+        """What is matched of some batches."""
+        return StreamMatch(self, batches) if self.layers else PredictionMatch(self, batches)
+
+    def aims(self, batches: Sequence[Batch]) -> HiddenStates:
         """What is kept of the dense model's predictions, [P, K] for every batch."""
         found = HiddenStates(self.setting.shelf)
         with inference(self.teacher):
-            for batch in counted(batches, progress):
+            for batch in batches:
                 found.append(self.objective.likelihood.kept(self.predictions(self.teacher, batch)))
         return found
 
@@ -86,11 +105,16 @@ class Lesson:
         return found
 
 
+def last_of_layers(sublayers: Sequence[Sublayer]) -> list[Sublayer]:
+    """The last sublayer of every layer."""
+    return list({s.prefix: s for s in sublayers}.values())
+
+
 class PredictionMatch:
     """What is matched is what the dense model says."""
 
     def __init__(self, lesson: Lesson, batches: Sequence[Batch]) -> None:
-        self._lesson, self._batches, self._aims = lesson, batches, lesson.aims(batches, Silent())
+        self._lesson, self._batches, self._aims = lesson, batches, lesson.aims(batches)
 
     def release(self) -> None:
         """They are small."""

@@ -88,10 +88,9 @@ def inference(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def activation_gradients_only(model: nn.Module) -> Generator[None]:
-    """Eval mode in which no parameter asks for a gradient."""
+def _differentiating(model: nn.Module) -> Generator[None]:
+    """Eval mode with gradients; which parameters ask for one may be changed inside."""
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
     try:
         with _evaluating(model), torch.enable_grad():
             yield
@@ -101,19 +100,25 @@ def activation_gradients_only(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
+def activation_gradients_only(model: nn.Module) -> Generator[None]:
+    """Eval mode in which no parameter asks for a gradient."""
+    with _differentiating(model):
+        model.requires_grad_(False)
+        yield
+
+
+@contextmanager
 def training(model: nn.Module) -> Generator[list[nn.Parameter]]:
     """Eval mode (nothing is dropped out) with gradients: the parameters that can be trained, which ask for theirs."""
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    trained = [parameter for parameter, _ in asked if parameter.is_floating_point()]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    try:
-        with _evaluating(model), torch.enable_grad():
+    with _differentiating(model):
+        trained = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        try:
             yield trained
-    finally:
-        for parameter, requires_grad in asked:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
+        finally:
+            for parameter in trained:
+                parameter.grad = None
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
