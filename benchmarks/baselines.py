@@ -141,7 +141,8 @@ def recovered(calibrated: Calibrated, pruned: Network | None) -> Network | None:
     if pruned is None:
         return None
     pruned = pruned.copied()
-    recover(pruned, calibrated.data, calibrated.statistics, method=PRESETS["default"])
+    own = PRESETS["default"].recovering(1.0, last=True)
+    recover(pruned, calibrated.data, calibrated.statistics, method=own)
     return pruned
 
 

@@ -22,7 +22,7 @@ from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistic
 from faster_pruner.model.lockstep import lockstep
 from faster_pruner.model.network import Network
 from faster_pruner.model.spec import Sublayer, bias_of
-from faster_pruner.options import PRESETS, Method, Rounds, SecondOrder, SolverOptions, Weights
+from faster_pruner.options import PRESETS, Method, Rounds, SecondOrder, SolverOptions, Switches, Weights, customise
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.selection.elimination import Curve
 
@@ -42,7 +42,7 @@ def with_recovery(method: Method, **changes: Any) -> Method:
 
 
 # All rows are differentiated: ideas look into the statistics of every batch.
-DEFAULT = with_moments(PRESETS["default"], moment_tokens=None)
+DEFAULT = with_moments(customise(PRESETS["default"], Switches(descent=False)), moment_tokens=None)
 ALIGNED = replace(DEFAULT, rounds=Rounds())
 PLAIN = with_recovery(ALIGNED, align=None)
 

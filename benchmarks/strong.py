@@ -48,15 +48,27 @@ from faster_pruner.model.passes import inference
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.classification import encode
 from faster_pruner.objectives.objective import Predicted
-from faster_pruner.options import PRESETS, CalibrationOptions, Method, Rounds, SolverOptions
+from faster_pruner.options import (
+    PRESETS,
+    CalibrationOptions,
+    Descent,
+    Method,
+    Rounds,
+    SolverOptions,
+    Switches,
+    customise,
+)
 from faster_pruner.progress import Silent, StageClock
 from heads import cache_folder, head_of
 from ideas import with_moments, with_recovery
 
-DEFAULT = PRESETS["default"]
+# The recovery by least squares alone, at every budget.
+DEFAULT = customise(PRESETS["default"], Switches(descent=False))
 # Calibration rows, most of them that a lever may use, held-out rows.
 ROWS = {"sst2": (2048, 8192, 1024), "mrpc": (1024, 2640, 1024), "qnli": (1024, 1024, 976), "cola": (2048, 7500, 1024)}
 _TOKENS = 4096
+# Rows per step of the descent of whole layers.
+_ROWS_PER_STEP = 64
 
 
 # What is measured on
@@ -264,12 +276,8 @@ class WeightedMoments:
 
 @dataclass
 class Seen:
-    """What one sublayer was fitted on: per batch the projection's inputs [B, S, n] and the tokens read [B, S]; over all
-    of these tokens x [T, n], r [T, d] and the target [T, d] of the stream.
-    """
+    """What one sublayer was fitted on, over all tokens read: x [T, n], r [T, d] and the target [T, d] of the stream."""
 
-    inputs: list[Tensor]
-    tokens: Sequence[Tensor]
     x: Tensor
     r: Tensor
     target: Tensor
@@ -277,18 +285,16 @@ class Seen:
 
 def seen_at(run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Seen:
     """Let all batches arrive at a sublayer."""
-    inputs: list[Tensor] = []
     xs: list[Tensor] = []
     rs: list[Tensor] = []
     aims: list[Tensor] = []
     for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
         chosen = tokens[arrival.batch]
         assert arrival.base is not None
-        inputs.append(arrival.x)
         xs.append(tokens_of(arrival.x, chosen))
         rs.append(target - tokens_of(arrival.base, chosen))
         aims.append(target)
-    return Seen(inputs, tokens, torch.cat(xs), torch.cat(rs), torch.cat(aims))
+    return Seen(torch.cat(xs), torch.cat(rs), torch.cat(aims))
 
 
 def norm_after(model: nn.Module, sublayer: Sublayer) -> nn.LayerNorm:
@@ -307,19 +313,12 @@ class Fit:
         weighted: tokens weigh 1 / variance of the target over channels, what a LayerNorm divides by.
         norms: gain and bias of the LayerNorm after each sublayer are fitted, channel by channel, to the dense model's
             values there.
-        descent: kinds of sublayers of which all matrices are fitted to the sublayer's target by gradient descent, after
-            the least-squares fit; the output projection is then fitted again.
-        epochs: of the descent.
-        rate: of the descent.
         parts: how many parts of the rows the recovery sees.
         ridge: of the least squares, None for the default's.
     """
 
     weighted: bool = False
     norms: bool = False
-    descent: tuple[str, ...] = ()
-    epochs: int = 3
-    rate: float = 1e-3
     parts: int = 1
     ridge: float | None = None
 
@@ -343,7 +342,6 @@ class Refit:
     def __init__(self, case: Case, calibrated: Calibrated, fit: Fit) -> None:
         self.case, self.calibrated, self.fit = case, calibrated, fit
         self.seen: Seen | None = None
-        self.entered: list[Tensor] = []
 
     def run(self, network: Network, method: Method) -> None:
         """`recovery.recover`, in place."""
@@ -351,26 +349,16 @@ class Refit:
         if plain:
             recover(network, self.calibrated.data, self.calibrated.statistics, method=method)
             return
-        original_fit, original_entries = recovery._fit, Lockstep.entries
-
-        def entries(run: Lockstep, sublayer: Sublayer) -> Iterator[tuple[int, Tensor]]:
-            self.entered.clear()
-            for index, x in original_entries(run, sublayer):
-                self.entered.append(x)
-                yield index, x
+        original_fit = recovery._fit
 
         def fit(model: nn.Module, sublayer: Sublayer, moments: Any, options: Any) -> Any:
             result = original_fit(model, sublayer, moments, options)
-            kind = "attention" if sublayer.spec.mixes_tokens else "ffn"
-            if kind in self.fit.descent and sublayer.units:
-                self.descend(model, sublayer, kind)
-                result = original_fit(model, sublayer, self.moments(), options)
             if self.fit.norms:
                 self.fit_norm(model, sublayer)
             self.seen = None
             return result
 
-        with replaced(recovery, _gather=self.gather, _fit=fit), replaced(Lockstep, entries=entries):
+        with replaced(recovery, _gather=self.gather, _fit=fit):
             recover(network, self.calibrated.data, self.calibrated.statistics, method=method)
 
     def gather(self, run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Any:
@@ -399,119 +387,6 @@ class Refit:
             slope = ((z - z.mean(0)) * (aim - aim.mean(0))).sum(0) / (z - z.mean(0)).square().sum(0)
             norm.weight.copy_(slope)
             norm.bias.copy_(aim.mean(0) - slope * z.mean(0))
-
-    def descend(self, model: nn.Module, sublayer: Sublayer, kind: str) -> None:
-        """All matrices of a sublayer towards its target; what waits at the projection is computed again."""
-        assert self.seen is not None
-        seen, layer = self.seen, model.get_submodule(sublayer.prefix.removesuffix("."))
-        branch = Attention(layer) if kind == "attention" else FeedForward(layer)
-        masks = [batch.inputs["attention_mask"] for batch in self.calibrated.data.batches]
-        weight = 1 / seen.target.var(dim=1, correction=0) if self.fit.weighted else torch.ones(len(seen.r))
-        pieces = list(branch.pieces(self.entered, masks, seen.tokens, seen.r, weight / weight.mean()))
-        parameters = branch.parameters()
-        optimizer = torch.optim.Adam(parameters, lr=self.fit.rate)
-        steps = self.fit.epochs * len(pieces)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        generator = torch.Generator().manual_seed(self.case.seed)
-        scale = (weight[:, None] / weight.mean() * seen.r.square()).mean()
-        asked = [parameter.requires_grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            for _ in range(self.fit.epochs):
-                for at in torch.randperm(len(pieces), generator=generator).tolist():
-                    x, mask, tokens, r, w = pieces[at]
-                    rest = branch.output(branch.inputs(x, mask)[tokens]) - r
-                    loss = (w[:, None] * rest.square()).mean() / scale
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-        for parameter, before in zip(parameters, asked, strict=True):
-            parameter.requires_grad_(before)
-            parameter.grad = None
-        with torch.no_grad():
-            for x, entered, mask in zip(seen.inputs, self.entered, masks, strict=True):
-                x.copy_(branch.inputs(entered, mask))
-            seen.x = torch.cat([tokens_of(x, chosen) for x, chosen in zip(seen.inputs, seen.tokens, strict=True)])
-
-
-# One minibatch: input of the producers, mask of real tokens, tokens read, their r and their weights.
-Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-_ROWS_PER_PIECE, _TOKENS_PER_PIECE = 64, 1024
-
-
-class FeedForward:
-    """A feed-forward branch of BERT."""
-
-    def __init__(self, layer: Any) -> None:
-        self.first, self.activation, self.last = (
-            layer.intermediate.dense,
-            layer.intermediate.intermediate_act_fn,
-            layer.output.dense,
-        )
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is fitted."""
-        return [self.first.weight, self.first.bias, self.last.weight, self.last.bias]
-
-    def inputs(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Inputs of the output projection."""
-        del mask
-        return self.activation(self.first(x))
-
-    def output(self, x: Tensor) -> Tensor:
-        """The projection, without its hooks."""
-        return functional.linear(x, self.last.weight, self.last.bias)
-
-    def pieces(
-        self, entered: list[Tensor], masks: list[Tensor], tokens: Sequence[Tensor], r: Tensor, weight: Tensor
-    ) -> Iterator[Piece]:
-        """Minibatches of tokens in random order."""
-        x = torch.cat([tokens_of(each, chosen) for each, chosen in zip(entered, tokens, strict=True)])
-        for at in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(_TOKENS_PER_PIECE):
-            yield x[at], masks[0], torch.ones(len(at), dtype=torch.bool), r[at], weight[at]
-
-
-class Attention:
-    """An attention branch of BERT."""
-
-    def __init__(self, layer: Any) -> None:
-        own = layer.attention.self
-        self.query, self.key, self.value, self.size = own.query, own.key, own.value, own.attention_head_size
-        self.last = layer.attention.output.dense
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is fitted."""
-        found = [self.query, self.key, self.value, self.last]
-        return [parameter for module in found for parameter in (module.weight, module.bias)]
-
-    def inputs(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Inputs of the output projection."""
-
-        def heads(module: nn.Linear) -> Tensor:
-            found = functional.linear(x, module.weight, module.bias)
-            return found.unflatten(-1, (-1, self.size)).transpose(1, 2)
-
-        parts = [heads(module) for module in (self.query, self.key, self.value)]
-        found = functional.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None, :].bool())
-        return found.transpose(1, 2).flatten(2)
-
-    def output(self, x: Tensor) -> Tensor:
-        """The projection, without its hooks."""
-        return functional.linear(x, self.last.weight, self.last.bias)
-
-    def pieces(
-        self, entered: list[Tensor], masks: list[Tensor], tokens: Sequence[Tensor], r: Tensor, weight: Tensor
-    ) -> Iterator[Piece]:
-        """Minibatches of rows."""
-        start = 0
-        for x, mask, chosen in zip(entered, masks, tokens, strict=True):
-            for at in range(0, len(x), _ROWS_PER_PIECE):
-                rows = slice(at, at + _ROWS_PER_PIECE)
-                stop = start + int(chosen[rows].sum())
-                yield x[rows], mask[rows], chosen[rows], r[start:stop], weight[start:stop]
-                start = stop
 
 
 # What comes after the recovery
@@ -546,7 +421,7 @@ def called_with(layer: nn.Module, call: dict[str, Any], hidden: Tensor) -> Tenso
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent:
+class LayerDescent:
     """Layer by layer, all parameters of a layer are fitted by gradient descent to the dense layer's output.
 
     Attributes:
@@ -588,14 +463,14 @@ def _descend(
     layers: Sequence[nn.Module],
     calls: Sequence[dict[str, Any]],
     states: Sequence[tuple[Tensor, Tensor, Tensor]],
-    options: Descent,
+    options: LayerDescent,
     seed: int,
 ) -> None:
     """Adam with a rate that falls to zero; `states` are input, aim and tokens read of each batch."""
     pieces = [
-        (i, slice(at, at + _ROWS_PER_PIECE))
+        (i, slice(at, at + _ROWS_PER_STEP))
         for i, (x, _, _) in enumerate(states)
-        for at in range(0, len(x), _ROWS_PER_PIECE)
+        for at in range(0, len(x), _ROWS_PER_STEP)
     ]
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=options.rate)
@@ -697,6 +572,18 @@ def selected(name: str, method: Method) -> Lever:
     return lambda case, budget: recovered(case, budget, Fit(), name=name, method=method)
 
 
+def descended(**changes: Any) -> Lever:
+    """The default's units, and a descent of every sublayer in the last recovery."""
+
+    def lever(case: Case, budget: Budget) -> nn.Module:
+        network, calibrated = case.student("default", DEFAULT, budget)
+        method = with_recovery(DEFAULT, descent=Descent(**changes))
+        recover(network, calibrated.data, calibrated.statistics, method=method)
+        return network.model
+
+    return lever
+
+
 def scaled(factor: float) -> Lever:
     """The loss curves of attention times a factor: above 1 keeps more heads, below 1 more neurons."""
 
@@ -721,7 +608,7 @@ def headed(first: Lever | None = None, **changes: Any) -> Lever:
 
 def layered(*, first: Lever | None = None, **changes: Any) -> Lever:
     """Another lever, then layer by layer; the default's result is kept for further steps."""
-    options = Descent(**changes)
+    options = LayerDescent(**changes)
 
     def lever(case: Case, budget: Budget) -> nn.Module:
         if first is not None:
@@ -761,9 +648,13 @@ LEVERS: dict[str, Lever] = {
     "tokens weighted by LayerNorm": fitted(weighted=True),
     "LayerNorm fitted": fitted(norms=True),
     "LayerNorm fitted, tokens weighted": fitted(norms=True, weighted=True),
-    "FFN by descent": fitted(descent=("ffn",)),
-    "sublayers by descent": fitted(descent=("ffn", "attention"), epochs=8),
-    "sublayers by descent, LayerNorm fitted": fitted(descent=("ffn", "attention"), epochs=8, norms=True),
+    "sublayers by descent": descended(),
+    "sublayers by descent, 1024 tokens per step": descended(tokens_per_step=1024),
+    "sublayers by descent, half the rate": descended(rate=0.01),
+    "sublayers by descent, twice the rate": descended(rate=0.04),
+    "sublayers by descent, 4 epochs": descended(epochs=4),
+    "sublayers by descent, 16 epochs": descended(epochs=16),
+    "sublayers by descent, classifier by KL": headed(descended(), pooler=None, head=1e-1, likelihood=True),
     "layers by descent, 3 epochs": layered(epochs=3),
     "layers by descent": layered(epochs=8),
     "pairs of layers by descent": layered(epochs=8, span=2),

@@ -29,6 +29,7 @@ from faster_pruner.objectives.classification import encode
 from faster_pruner.options import (
     PRESETS,
     CalibrationOptions,
+    Descent,
     Fisher,
     Method,
     Rounds,
@@ -140,7 +141,11 @@ MADE: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         lambda **given: Scale(**{"solver": SolverOptions(name="cg"), **given}),
         ("solver", "teacher", "limit", "skip_first", "read_tokens_only", "whole_targets"),
     ),
-    "weights": (lambda **given: Weights(**{"solver": SolverOptions(name="cg"), **given}), ("solver", "align")),
+    "weights": (
+        lambda **given: Weights(**{"solver": SolverOptions(name="cg"), **given}),
+        ("solver", "align", "descent"),
+    ),
+    "descent": (Descent, ("epochs", "rate", "tokens_per_step", "below")),
     "rounds": (Rounds, ("count", "below")),
     "switches": (Switches, tuple(Switches.__dataclass_fields__)),
 }

@@ -124,6 +124,8 @@ def test_what_is_read_back_is_checked_the_same_way() -> None:
         {**raw, "selection": {"name": "third-order"}},
         {**raw, "selection": {"name": ["fisher"]}},
         {**raw, "recovery": {**raw["recovery"], "solver": "cg"}},
+        {**raw, "recovery": {**raw["recovery"], "descent": {"epochs": 0}}},
+        {**raw, "recovery": {**raw["recovery"], "descent": "yes"}},
         {**raw, "labels": 1},
         {**raw, "more": 1},
         {},

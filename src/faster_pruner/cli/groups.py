@@ -248,9 +248,7 @@ class MethodOptions:
     labels: Annotated[
         bool | None,
         typer.Option(
-            "--labels/--no-labels",
-            help="Use the labels of the calibration rows, or none at all.",
-            rich_help_panel=_METHOD,
+            "--labels/--no-labels", help="Use the calibration rows' labels, or none.", rich_help_panel=_METHOD
         ),
     ] = None
     solver: Annotated[
@@ -259,13 +257,24 @@ class MethodOptions:
     ridge: Annotated[
         float | None, typer.Option(help="Replace the recovery's relative ridge.", rich_help_panel=_METHOD)
     ] = None
+    descent: Annotated[
+        bool | None,
+        typer.Option(
+            help="Recover all matrices by descent, too; by default at strong budgets.", rich_help_panel=_METHOD
+        ),
+    ] = None
 
     def value(self) -> Method:
         """The method. Raises OptionError."""
         from faster_pruner.options import Switches, customise, preset
 
         switches = Switches(
-            selection=self.selection, recovery=self.recovery, labels=self.labels, solver=self.solver, ridge=self.ridge
+            selection=self.selection,
+            recovery=self.recovery,
+            labels=self.labels,
+            solver=self.solver,
+            ridge=self.ridge,
+            descent=self.descent,
         )
         return customise(preset(self.preset_name), switches)
 

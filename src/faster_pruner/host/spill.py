@@ -82,6 +82,15 @@ class HiddenStates(Sequence[Tensor]):
         kept = tensor if self._shelf.reserve(tensor.nbytes) else self._shelf.write(tensor)
         self._kept.append((kept, tensor.device))
 
+    def clear(self) -> None:
+        """Let go of all of them."""
+        for kept, _ in self._kept:
+            if isinstance(kept, Path):
+                kept.unlink(missing_ok=True)
+            else:
+                self._shelf.release(kept.nbytes)
+        self._kept.clear()
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -99,7 +99,8 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     student = dense.network.copied()
     present = dense
     results: list[SublayerResult] = []
-    for place, exponent in enumerate(method.rounds.exponents(min(bound.share for bound in bounds))):
+    share = min(bound.share for bound in bounds)
+    for place, exponent in enumerate(method.rounds.exponents(share)):
         if place > 0:
             present = _retake(dense, student, method, clock)
         with clock.stage("selection"):
@@ -108,7 +109,8 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
         left = {name: left[name][selection[name]] for name in left}
         student = student.shrunk(selection)
         with clock.stage("recovery", total=len(student.sublayers)):
-            results = _recovered(dense, student, left, method, teacher=teacher, clock=clock)
+            own = method.recovering(share, last=exponent == 1.0)
+            results = _recovered(dense, student, left, own, teacher=teacher, clock=clock)
     units = {s.name: s.units for s in dense.sublayers}
     masks = {name: torch.zeros(n, dtype=torch.bool).index_fill(0, left[name], True) for name, n in units.items()}
     smaller = {s.name: s for s in student.sublayers}

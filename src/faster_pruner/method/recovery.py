@@ -9,12 +9,13 @@ Before that, if the method asks for it, the producers of the sublayer are re-aim
 dense model (`linalg.alignment`).
 
 * `Scale`: one scale per unit, folded into the projection's columns (Kwon et al. 2022, section 4.3).
-* `Weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - base, the bias free of ridge.
+* `Weights`: ``min_W',b' || X W'' + b' - R ||^2 + ridge ||W' - W||^2`` with R = target - base, the bias free of ridge;
+  at strong budgets the producers are then fitted, too, and the projection once more (`method.descent`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faster_pruner.data.batches import Batch
+from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import (
     RegressionMoments,
     Solution,
@@ -33,6 +35,7 @@ from faster_pruner.linalg import (
     solve_or_fall_back,
 )
 from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.descent import Fitting, descend
 from faster_pruner.method.statistics import Statistics, SublayerStatistics, source_tokens, tokens_of
 from faster_pruner.model.lockstep import Lockstep, lockstep
 from faster_pruner.model.network import Network
@@ -132,9 +135,11 @@ def recover(
     listener = progress or Silent()
     results: list[SublayerResult] = []
     align = method.align
+    descends = isinstance(method.recovery, Weights) and method.recovery.descent is not None
     skips_first = isinstance(method.recovery, Scale) and method.recovery.skip_first
     with ExitStack() as stack:
-        run = stack.enter_context(lockstep(model, sublayers, batches, producers=align is not None, setting=setting))
+        stops = lockstep(model, sublayers, batches, producers=align is not None, branches=descends, setting=setting)
+        run = stack.enter_context(stops)
         targets: Targets = StoredTargets(statistics)
         if teacher is not None:
             own = teacher.network
@@ -156,8 +161,12 @@ def recover(
                 targets.skip(sublayer)
             else:
                 tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
-                moments = _gather(run, targets, sublayer, tokens)
-                result = _fit(model, sublayer, moments, method.recovery)
+                if isinstance(method.recovery, Weights) and method.recovery.descent and sublayer.aimed:
+                    fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf))
+                    result = _descended(fitting, targets, method.recovery, seed=data.seed)
+                else:
+                    moments = _gather(run, targets, sublayer, tokens)
+                    result = _fit(model, sublayer, moments, method.recovery)
                 notes = "; ".join(filter(None, (drift.note, result.note)))
                 results.append(replace(result, drift_before=drift.before, drift_after=drift.after, note=notes))
             listener.step()
@@ -226,14 +235,39 @@ def _align(
     return _Drift(before, after)
 
 
-def _gather(run: Lockstep, targets: Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> RegressionMoments:
-    """Moments of the pruned model's inputs X [T, n] and of R = target - base [T, d]."""
+def _gather(
+    run: Lockstep,
+    targets: Targets,
+    sublayer: Sublayer,
+    tokens: Sequence[Tensor],
+    keep: Callable[[Tensor, Tensor], None] | None = None,
+) -> RegressionMoments:
+    """Moments of the pruned model's inputs X [T, n] and of R = target - base [T, d]; `keep` is given both, X whole."""
     moments = RegressionMoments(sublayer.columns, sublayer.width, tokens[0].device)
     for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
         chosen = tokens[arrival.batch]
         r = target.float() if arrival.base is None else target - tokens_of(arrival.base, chosen)
         moments.add(tokens_of(arrival.x, chosen), r)
+        if keep is not None:
+            keep(arrival.x, r)
     return moments
+
+
+def _descended(fitting: Fitting, targets: Targets, recovery: Weights, *, seed: int) -> SublayerResult:
+    """Least squares, all matrices of the sublayer by descent from there, and least squares for what has become of X."""
+    assert recovery.descent is not None
+    run, model, sublayer = fitting.run, fitting.model, fitting.sublayer
+    moments = _gather(run, targets, sublayer, fitting.tokens, fitting.keep)
+    result = _reconstruct(model, sublayer, moments, recovery)
+    reason = descend(fitting, recovery.descent, seed=seed)
+    if reason:
+        found = replace(result, note="; ".join(filter(None, (result.note, reason))))
+    else:
+        found = _reconstruct(model, sublayer, fitting.moments(), recovery)
+        found = replace(found, residual_before=result.residual_before)
+        run.renew(sublayer)
+    fitting.r.clear()
+    return found
 
 
 def untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:

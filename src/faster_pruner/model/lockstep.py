@@ -4,6 +4,9 @@ One forward per batch, all of them suspended together at the same output project
 may change the weights of the projection that everyone waits at. No layer is called from outside, no attention mask is
 rebuilt, nothing is run twice, whatever the family looks like.
 
+A branch that is to be fitted by more than one look at it can be run again by itself up to its projection, from what its
+module was called with (`Lockstep.again`), and the forwards go on with what it makes then (`Lockstep.renew`).
+
 The suspended forwards are greenlets (stackful coroutines in one OS thread, so torch's thread pools and modes are
 shared).
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
 from typing import Any, TypeGuard
 
@@ -45,6 +49,18 @@ class Arrival:
     base: Tensor | None
 
 
+class _Reached(Exception):
+    """A branch that was run again got to its projection."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+# What a module was called with.
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 class Lockstep:
     """Suspended forwards of one model over several batches; made by `lockstep`."""
 
@@ -59,17 +75,32 @@ class Lockstep:
         self._forwards = [greenlet(self._forward) for _ in batches]
         self._batches = batches
         self._held_per_seen = 1.0
+        self._sizes = [0] * len(batches)
+        self._calls: list[dict[str, _Call]] = [{} for _ in batches]
+        self._renewed: list[Sublayer | None] = [None] * len(batches)
+        self._asked = ""
         self.returned: list[Any] = [None] * len(batches)
 
     def attach(
-        self, stack: ExitStack, sublayers: Sequence[Sublayer], masks: Mapping[str, Tensor], *, producers: bool
+        self,
+        stack: ExitStack,
+        sublayers: Sequence[Sublayer],
+        masks: Mapping[str, Tensor],
+        *,
+        producers: bool,
+        branches: bool,
     ) -> None:
         """Register the hooks; `stack` removes them."""
+        for sublayer in sublayers if branches else ():
+            module = self._model.get_submodule(branch_path(sublayer))
+            # ahead of the module's own hooks, which run again, too
+            handle = module.register_forward_pre_hook(self._keep_call(sublayer.name), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
         for sublayer in sublayers:
             if producers and sublayer.aimed:
                 first = self._model.get_submodule(sublayer.aimed[0].path)
                 stack.callback(first.register_forward_pre_hook(self._pause_at(_entry(sublayer))).remove)
-        Bases.attach(stack, self._model, sublayers, lambda: self._bases[self._running])
+        Bases.attach(stack, self._model, sublayers, lambda: Bases() if self._asked else self._bases[self._running])
         for sublayer in sublayers:
             projection = sublayer.projection(self._model)
             stack.callback(projection.register_forward_pre_hook(self._pause_at(sublayer.name)).remove)
@@ -106,6 +137,48 @@ class Lockstep:
             yield index, by_row(x, self._rows(index))
             self._park(index, [x])
 
+    def again(self, index: int, sublayer: Sublayer, places: Tensor | None = None) -> Tensor:
+        """[B, S, n]: the projection's input, from running the branch that a batch waits in again with today's weights.
+
+        Only for a lockstep with branches, and for the sublayer that everyone waits at. Gradients go as far as what the
+        branch is called with.
+
+        Args:
+            index: of the batch.
+            sublayer: whose branch it is.
+            places: of some of the rows [B'], which every tensor with B rows is cut down to; None for all.
+
+        Raises:
+            LookupError: its module was not called in the forward, or does not get to the projection.
+        """
+        args, kwargs = self._calls[index][sublayer.name]
+        rows = self._rows(index)
+        if places is not None:
+            args, kwargs = (_rows_of(value, places, rows) for value in (args, kwargs))
+            rows = places.numel()
+        self._asked = sublayer.name
+        try:
+            with forward_in(self._setting.precision, self._device):
+                self._model.get_submodule(branch_path(sublayer))(*args, **kwargs)
+        except _Reached as reached:
+            return by_row(reached.x, rows)
+        finally:
+            self._asked = ""
+        raise LookupError(f"the branch does not get to {sublayer.parts.projection}")
+
+    def renew(self, sublayer: Sublayer) -> None:
+        """Let every batch go on with what the branch makes that it waits in, with today's weights."""
+        self._renewed = [sublayer] * len(self._batches)
+
+    @contextmanager
+    def awake(self, index: int) -> Generator[None]:
+        """Bring back what a suspended forward holds, for as long as somebody runs its branch again."""
+        self._parking.fetch(index)
+        try:
+            yield
+        finally:
+            self._parking.park(index, self._sizes[index], lambda: self._held(index))
+
     def _rows(self, index: int) -> int:
         """B of one batch."""
         return self._batches[index].rows.numel()
@@ -133,9 +206,11 @@ class Lockstep:
         """Continue one batch up to its next stop: (name of the stop, x), or ("", what the model returns) at the end."""
         self._running = index
         self._parking.fetch(index)
+        renewed, self._renewed[index] = self._renewed[index], None
+        x = None if renewed is None else self.again(index, renewed)
         forward = self._forwards[index]
         with forward_in(self._setting.precision, self._device):
-            return forward.switch() if forward else forward.switch(index)
+            return forward.switch(x) if forward else forward.switch(index)
 
     def _park(self, index: int, seen: list[Tensor]) -> None:
         """Let go of the memory of a suspended forward if there is too little.
@@ -146,7 +221,8 @@ class Lockstep:
         if index == 0:
             held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self._held(0)}
             self._held_per_seen = max(1.0, sum(held.values()) / max(1, size))
-        self._parking.park(index, int(size * self._held_per_seen), lambda: self._held(index))
+        self._sizes[index] = int(size * self._held_per_seen)
+        self._parking.park(index, self._sizes[index], lambda: self._held(index))
 
     def _held(self, index: int) -> list[Tensor]:
         """Every tensor that only the suspended forward of one batch holds: its locals, and what lies inside them."""
@@ -160,12 +236,48 @@ class Lockstep:
     def _forward(self, index: int) -> tuple[str, Any]:
         return "", self._model(**self._batches[index].inputs)
 
-    def _pause_at(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def pause(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _keep_call(self, name: str) -> Callable[..., None]:
+        """A hook that keeps what the module of a branch is called with."""
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             del module
-            self._main.switch((name, args[0]))
+            if not self._asked:
+                self._calls[self._running][name] = args, kwargs
+
+        return keep
+
+    def _pause_at(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        """A hook that suspends the forward, and gives the module another input if it is told to."""
+
+        def pause(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            del module
+            if self._asked:
+                if self._asked == name:
+                    raise _Reached(args[0])
+                return None
+            x = self._main.switch((name, args[0]))
+            self._calls[self._running].pop(name, None)
+            return None if x is None else (x.view_as(args[0]), *args[1:])
 
         return pause
+
+
+def branch_path(sublayer: Sublayer) -> str:
+    """Path of the innermost module that holds a sublayer's projection and all of its producers."""
+    paths = [sublayer.parts.projection, *(producer.path for producer in sublayer.parts.producers)]
+    steps = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
+
+
+def _rows_of(value: Any, places: Tensor, rows: int) -> Any:
+    """Some rows of what a module is called with: of every tensor in it that has so many."""
+    if isinstance(value, Tensor):
+        return value[places] if value.shape[:1] == (rows,) else value
+    if isinstance(value, tuple | list):
+        return type(value)(_rows_of(each, places, rows) for each in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return {key: _rows_of(each, places, rows) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value
 
 
 def _entry(sublayer: Sublayer) -> str:
@@ -202,6 +314,7 @@ def lockstep(
     batches: Sequence[Batch],
     *,
     producers: bool = False,
+    branches: bool = False,
     masks: Mapping[str, Tensor] | None = None,
     setting: PassSetting | None = None,
 ) -> Generator[Lockstep]:
@@ -212,6 +325,7 @@ def lockstep(
         sublayers: in the order in which the model runs them, also those without a unit left.
         batches: of the calibration set.
         producers: also stop at the first producer of every sublayer that has some to aim.
+        branches: also keep what their modules are called with, so that they can be run again.
         masks: by name of sublayer [U], 0 for units that the model goes on without; whoever stops there sees them all.
         setting: precision and storage.
     """
@@ -219,5 +333,5 @@ def lockstep(
         stack.enter_context(inference(model))
         run = Lockstep(model, batches, setting or PassSetting())
         stack.callback(run.close)
-        run.attach(stack, sublayers, masks or {}, producers=producers)
+        run.attach(stack, sublayers, masks or {}, producers=producers, branches=branches)
         yield run

@@ -36,9 +36,10 @@ class PassSetting:
     shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
 
 
-# What every pass needs of what a model returns, whatever its config says: names to read values by, and no attention
-# matrices, which fused attention cannot give. (Hidden states stay: an objective may read them.)
-_RETURNED = {"return_dict": True, "output_attentions": False}
+# What every pass needs of what a model returns, whatever its config says: names to read values by, no attention
+# matrices, which fused attention cannot give, and no keys and values, which nobody goes on from. (Hidden states stay:
+# an objective may read them.)
+_RETURNED = {"return_dict": True, "output_attentions": False, "use_cache": False}
 
 
 @contextmanager

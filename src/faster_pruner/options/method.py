@@ -128,6 +128,29 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Descent:
+    """All matrices of a sublayer are fitted to its target by Adam, between two least-squares fits of its projection.
+
+    Attributes:
+        epochs: over the calibration set.
+        rate: of learning at the start, as a share of the root mean square of each matrix; it falls to zero.
+        tokens_per_step: padded tokens of which a step takes the gradient, about.
+        below: share of the dense model below which a budget is strong enough for it.
+    """
+
+    epochs: int = 8
+    rate: float = 0.02
+    tokens_per_step: int = 512
+    below: float = 0.25
+
+    def __post_init__(self) -> None:
+        whole_number("epochs of the descent", self.epochs, 1)
+        at_least("rate of the descent", self.rate, 0.0)
+        whole_number("tokens per step of the descent", self.tokens_per_step, 1)
+        at_least("share of a budget for a descent", self.below, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """Recovery by new output projections, aimed at the dense model.
 
@@ -136,15 +159,23 @@ class Weights:
         align: before each sublayer is fitted, re-aim its producers: a linear map from the inputs that they get now to
             those that they got in the dense model is folded into their weights, with this relative ridge towards the
             identity. None leaves the producers alone.
+        descent: at strong budgets; None for none.
     """
 
     name: RecoveryName = field(default="weights", init=False)
     solver: SolverOptions
     align: float | None = None
+    descent: Descent | None = None
 
     def __post_init__(self) -> None:
         made_of("solver", self.solver, (SolverOptions,))
         at_least("alignment ridge", self.align, 0.0, optional=True)
+        made_of("descent", self.descent, (Descent, type(None)))
+
+    def at(self, share: float) -> Weights:
+        """The same without a descent where a budget leaves so much of the dense model that it is not worth it."""
+        mild = self.descent is not None and share >= self.descent.below
+        return replace(self, descent=None) if mild else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +234,12 @@ class Method:
         """Relative ridge of the alignment, None without."""
         return self.recovery.align if isinstance(self.recovery, Weights) else None
 
+    def recovering(self, share: float, *, last: bool) -> Method:
+        """The same for the recovery of one of its rounds, of a budget that leaves this share of the dense model."""
+        if not isinstance(self.recovery, Weights):
+            return self
+        return replace(self, recovery=self.recovery.at(share) if last else replace(self.recovery, descent=None))
+
     @property
     def aims_at_dense(self) -> bool:
         """Whether the recovery aims at the dense model."""
@@ -223,6 +260,8 @@ class Method:
             parts["selection"] = {"fisher": Fisher, "second-order": SecondOrder}[selection.pop("name")](**selection)
             if raw["recovery"] is not None:
                 recovery: dict[str, Any] = {**raw["recovery"], "solver": SolverOptions(**raw["recovery"]["solver"])}
+                if recovery.get("descent") is not None:
+                    recovery["descent"] = Descent(**recovery["descent"])
                 parts["recovery"] = {"scale": Scale, "weights": Weights}[recovery.pop("name")](**recovery)
             return cls(**parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -241,7 +280,7 @@ PRESETS: dict[str, Method] = {
         name="default",
         labels=False,
         selection=SecondOrder(moment_tokens=8),
-        recovery=Weights(solver=SolverOptions(name="auto", ridge=1e-2), align=1e-2),
+        recovery=Weights(solver=SolverOptions(name="auto", ridge=1e-2), align=1e-2, descent=Descent()),
         rounds=Rounds(count=2),
         round_to=8,
     ),
@@ -272,6 +311,7 @@ class Switches:
         labels: see `Method`.
         solver: of the recovery, one of `SOLVERS`.
         ridge: of that solver.
+        descent: whether the recovery fits all matrices by descent, at whatever budget.
     """
 
     selection: str | None = None
@@ -279,6 +319,7 @@ class Switches:
     labels: bool | None = None
     solver: str | None = None
     ridge: float | None = None
+    descent: bool | None = None
 
     def __post_init__(self) -> None:
         if self.selection is not None:
@@ -289,6 +330,8 @@ class Switches:
             one_of("solver", self.solver, SOLVERS)
         if self.labels is not None:
             yes_or_no("labels", self.labels)
+        if self.descent is not None:
+            yes_or_no("descent", self.descent)
         at_least("ridge", self.ridge, 0.0, optional=True)
 
 
@@ -312,7 +355,15 @@ def customise(method: Method, switches: Switches) -> Method:
         solver = replace(solver, name=cast(SolverName, switches.solver))
     if switches.ridge is not None:
         solver = replace(solver, ridge=switches.ridge)
-    return replace(method, recovery=replace(method.recovery, solver=solver))
+    recovery = replace(method.recovery, solver=solver)
+    if switches.descent is not None:
+        if not isinstance(recovery, Weights):
+            raise OptionError(
+                f"a descent goes with the recovery 'weights', not with {recovery.name!r}; leave one of them out",
+                option="descent",
+            )
+        recovery = replace(recovery, descent=Descent(below=1.0) if switches.descent else None)
+    return replace(method, recovery=recovery)
 
 
 # What a preset's recovery is replaced by when another one is asked for.

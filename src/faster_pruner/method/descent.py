@@ -1,0 +1,201 @@
+"""Descent: all matrices of one sublayer are fitted to its target, where least squares moves its projection alone.
+
+With few units left the projection's inputs X no longer span what the target needs, whatever the projection does with
+them. So the producers are fitted, too: Adam on ``|| X(W_p) W' + b - R ||^2`` with R = target - base, over minibatches
+of the calibration rows for which the branch is run again by itself. Where that leaves them fitted worse than least
+squares alone, all matrices are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faster_pruner.host.spill import HiddenStates
+from faster_pruner.linalg import RegressionMoments
+from faster_pruner.method.statistics import tokens_of
+from faster_pruner.model.lockstep import Lockstep, branch_path
+from faster_pruner.model.spec import Sublayer, bias_of
+from faster_pruner.options import Descent
+
+# A branch that is run again gives the same inputs of its projection up to this share of them.
+_SAME = 2e-2
+
+
+@dataclass
+class Fitting:
+    """What one sublayer is fitted to; `keep` is to be told of every batch before the descent.
+
+    Attributes:
+        run: forwards that wait at its projection, with branches.
+        model: that is fitted.
+        sublayer: of it.
+        tokens: per batch [B, S] bool, those that it is fitted on.
+        r: per batch [T, d], what the projection should put out for them.
+        first: [B, S, n], the projection's input of the first batch; None before it has been seen.
+    """
+
+    run: Lockstep
+    model: nn.Module
+    sublayer: Sublayer
+    tokens: Sequence[Tensor]
+    r: HiddenStates
+    first: Tensor | None = None
+
+    def keep(self, x: Tensor, r: Tensor) -> None:
+        """The next batch: the projection's input [B, S, n] and what it should put out [T, d]."""
+        if self.first is None:
+            # the model may go on in the same memory
+            self.first = x.clone()
+        self.r.append(r)
+
+    def output(self, index: int, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the projection puts out [T', d] for some rows of a batch, and what it should."""
+        chosen, r = self.tokens[index], self.r[index]
+        if places is not None:
+            r = r[torch.isin(chosen.nonzero()[:, 0], places)]
+            chosen = chosen[places]
+        with self.run.awake(index):
+            x = tokens_of(self.run.again(index, self.sublayer, places), chosen).float()
+        return functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model))), r
+
+    def moments(self) -> RegressionMoments:
+        """Of the least squares with today's producers."""
+        found = RegressionMoments(self.sublayer.columns, self.sublayer.width, self.tokens[0].device)
+        for index, chosen in enumerate(self.tokens):
+            with self.run.awake(index):
+                found.add(tokens_of(self.run.again(index, self.sublayer), chosen), self.r[index])
+        return found
+
+
+def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
+    """Fit all matrices of a sublayer, in place.
+
+    Args:
+        fitting: after its least-squares fit.
+        options: how long, how fast.
+        seed: of the order of the minibatches.
+
+    Returns:
+        Why nothing was changed; empty when it was.
+    """
+    try:
+        pieces = _pieces(fitting, options.tokens_per_step)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"no descent: the branch does not run by itself ({(str(error).splitlines() or [''])[0]})"
+    with _trained(fitting) as modules:
+        parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
+        before = [parameter.detach().clone() for parameter in parameters]
+        error = _error(fitting, pieces)
+        _train(fitting, modules, pieces, options, seed)
+        found = _error(fitting, pieces)
+        if found < error:
+            return ""
+        with torch.no_grad():
+            for parameter, own in zip(parameters, before, strict=True):
+                parameter.copy_(own)
+        return f"no descent: it ended with an error of {found:.3f}, from {error:.3f}"
+
+
+# Some rows of a batch; None for all of them.
+_Piece = tuple[int, Tensor | None]
+
+
+def _pieces(fitting: Fitting, tokens: int) -> list[_Piece]:
+    """Minibatches of about so many padded tokens; whole batches of a branch that does not run on some of the rows.
+
+    Raises:
+        ValueError: run again, the branch makes something else.
+    """
+    by_rows = [
+        (index, places)
+        for index, chosen in enumerate(fitting.tokens)
+        for places in torch.arange(len(chosen), device=chosen.device).split(max(1, tokens // chosen.shape[1]))
+    ]
+    whole = by_rows[0][1].numel() == len(fitting.tokens[0])
+    if not whole and _same(fitting, by_rows[0][1]):
+        return [(index, places) for index, places in by_rows if bool(fitting.tokens[index][places].any())]
+    if not _same(fitting, None):
+        raise ValueError("it makes something else then")
+    return [(index, None) for index, chosen in enumerate(fitting.tokens) if bool(chosen.any())]
+
+
+def _same(fitting: Fitting, places: Tensor | None) -> bool:
+    """Whether the branch, run again on some rows of the first batch, makes what it made of them."""
+    try:
+        with fitting.run.awake(0), torch.no_grad():
+            again = fitting.run.again(0, fitting.sublayer, places)
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        if places is None:
+            raise
+        return False
+    chosen, wanted = fitting.tokens[0], fitting.first
+    assert wanted is not None
+    if places is not None:
+        chosen, wanted = chosen[places], wanted[places]
+    found, wanted = tokens_of(again, chosen).float(), tokens_of(wanted, chosen).float()
+    return found.shape == wanted.shape and bool((found - wanted).norm() <= _SAME * wanted.norm())
+
+
+@contextmanager
+def _trained(fitting: Fitting) -> Generator[list[nn.Module]]:
+    """The modules that are fitted, producers and projection, whose parameters alone ask for gradients inside."""
+    branch = fitting.model.get_submodule(branch_path(fitting.sublayer))
+    paths = [*(producer.path for producer in fitting.sublayer.parts.producers), fitting.sublayer.parts.projection]
+    modules = [fitting.model.get_submodule(path) for path in paths]
+    fitted = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    asked = [(parameter, parameter.requires_grad) for parameter in branch.parameters()]
+    for parameter, _ in asked:
+        parameter.requires_grad_(id(parameter) in fitted)
+    try:
+        yield modules
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+
+
+@torch.no_grad()
+def _error(fitting: Fitting, pieces: Sequence[_Piece]) -> float:
+    """Relative root mean square error on some minibatches."""
+    wrong, whole = 0.0, 0.0
+    for index, places in pieces:
+        y, r = fitting.output(index, places)
+        wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
+    return (wrong / max(whole, 1e-30)) ** 0.5
+
+
+def _train(
+    fitting: Fitting, modules: Sequence[nn.Module], pieces: Sequence[_Piece], options: Descent, seed: int
+) -> None:
+    """Adam, with a rate that falls to zero."""
+    groups = [
+        {"params": list(module.parameters(recurse=False)), "lr": options.rate * _size(module)} for module in modules
+    ]
+    optimizer = torch.optim.Adam(groups, fused=fitting.tokens[0].device.type in ("cpu", "cuda") or None)
+    steps = options.epochs * len(pieces)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    # so that gradients are of one size, whatever the model's scale
+    scale = sum(float(r.float().square().mean()) for r in fitting.r if r.numel()) / len(fitting.r)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        for _ in range(options.epochs):
+            for place in torch.randperm(len(pieces), generator=generator).tolist():
+                y, r = fitting.output(*pieces[place])
+                loss = (y - r).square().mean() / max(scale, 1e-30)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+
+def _size(module: nn.Module) -> float:
+    """The root mean square of a module's matrix: what its steps are measured by."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return float(weight.detach().float().square().mean().sqrt())
