@@ -23,8 +23,9 @@ lint: .venv/.installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# a process per core: the tests' models are too small for threads
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest

@@ -278,17 +278,20 @@ def cost(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]:
         data = own.calibrated.data
         repeats = [forward_backward(own.opened.model, data.batches, data.setting.precision) for _ in range(3)]
         fb = sorted(repeats)[1]
-        started = time.perf_counter()
-        calibrated = calibrate(own.subject, own.calibration, PRESETS["default"], CalibrationOptions(seed=seed))
-        pruned = cut(calibrated, Budget(macs=0.1), PRESETS["default"])
-        whole = time.perf_counter() - started
-        stored = _copied(pruned)
-        round_weights(stored, own.subject.dtype)
-        yield {"seed": seed, "rows": 0, "fb_measured": whole / fb, "validation": own.metrics(stored)}
+        for name, descent in (("least squares alone", False), ("recovery", True)):
+            method = customise(PRESETS["default"], Switches(descent=descent))
+            started = time.perf_counter()
+            calibrated = calibrate(own.subject, own.calibration, method, CalibrationOptions(seed=seed))
+            pruned = cut(calibrated, Budget(macs=0.1), method)
+            whole = time.perf_counter() - started
+            stored = _copied(pruned)
+            round_weights(stored, own.subject.dtype)
+            yield {"seed": seed, "run": name, "fb_measured": whole / fb, "validation": own.metrics(stored)}
         for count in (2048, 4096, 8192, DISTILLED, 2 * DISTILLED):
             lesson = Lesson.of(own.calibrated, _copied(pruned), Distillation(rows=count))
             found = measured(own, pruned, lesson, own.first(count))
-            yield {"seed": seed, **found, "fb_measured": (whole + found["seconds"]) / fb}
+            name = f"and {count} rows"
+            yield {"seed": seed, "run": name, **found, "fb_measured": (whole + found["seconds"]) / fb}
 
 
 def embedding(seeds: Sequence[int], heads: Path | None) -> Iterator[dict[str, Any]]:

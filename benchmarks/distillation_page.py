@@ -82,10 +82,11 @@ def embedding_table(records: Records) -> list[str]:
 
 def cost_table(records: Records) -> list[str]:
     """What a whole run costs and gives."""
-    lines = ["| rows distilled on | the whole run, FB | validation accuracy |", "|---|---|---|"]
-    for (rows,), runs in sorted(grouped(records, "rows").items()):
+    lines = ["| run | the whole of it, FB | held-out KL | validation accuracy |", "|---|---|---|---|"]
+    for (name,), runs in grouped(records, "run").items():
         accuracy = spread(run["validation"]["accuracy"] for run in runs)
-        lines.append(f"| {rows or 'none'} | {spread((run['fb_measured'] for run in runs), 1)} | {accuracy} |")
+        divergence = spread((run["held_out"] for run in runs), 4) if "held_out" in runs[0] else ""
+        lines.append(f"| {name} | {spread((run['fb_measured'] for run in runs), 1)} | {divergence} | {accuracy} |")
     return lines
 
 
@@ -96,7 +97,7 @@ def plot(records: Records, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    points = sorted(grouped(records, "rows").items())
+    points = list(grouped(records, "run").items())
     x = [statistics.mean(run["fb_measured"] for run in runs) for _, runs in points]
     y = [[run["validation"]["accuracy"] for run in runs] for _, runs in points]
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
@@ -106,8 +107,8 @@ def plot(records: Records, file: Path) -> None:
         [max(each) - m for m, each in zip(middle, y, strict=True)],
     ]
     axes.errorbar(x, middle, yerr=errors, marker="o", capsize=3)
-    for (rows,), at, value in zip((key for key, _ in points), x, middle, strict=True):
-        axes.annotate(f"{rows} rows" if rows else "recovery alone", (at, value), (4, -14), textcoords="offset points")
+    for (name,), at, value in zip((key for key, _ in points), x, middle, strict=True):
+        axes.annotate(name, (at, value), (4, -14), textcoords="offset points")
     axes.set_xscale("log")
     axes.set(
         xlabel="the whole run, in forwards and backwards of the dense model over the 2048 calibration rows",

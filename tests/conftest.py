@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -25,6 +26,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many bad inputs were tried."""
     different = len(set(badness.tried))
     terminalreporter.write_line(f"bad inputs tried: {len(badness.tried)}, {different} of them different")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several says which bad inputs it tried."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tried"] = badness.tried
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Gather them from one of several processes."""
+    badness.tried += getattr(node, "workeroutput", {}).get("tried", [])
 
 
 @pytest.fixture(autouse=True)
