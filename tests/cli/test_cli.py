@@ -66,7 +66,14 @@ def test_sizes_precision_and_memory_reach_the_run(checkpoint: Path, data: Path, 
 
 
 BAD: list[tuple[tuple[str, ...], str]] = [
-    (("--macs", "1.5"), "between 0 and 1"),
+    (("--macs", "1.5"), "a share is between 0 and 1, an amount has a suffix"),
+    (("--macs", "0"), "between 0 and 1"),
+    (("--macs", "half"), "a share of the dense model like 0.5 or 50%, or an amount like 1.2G"),
+    (("--params", "12Q"), "'Q' is no suffix for it, use one of: k, m, g"),
+    (("--params", "-3"), "an amount like 12M"),
+    (("--size", "40"), "a share of the dense model like 0.5 or 50%, or an amount like 40MB"),
+    (("--size", "40M"), "'M' is no suffix for it, use one of: b, kb, mb"),
+    (("--size", "1kB"), "what cannot be pruned takes"),
     (("--preset", "nope"), "choose one of: default, kwon2022, li2024"),
     (("--recovery", "nope"), "choose one of: none, scale, weights"),
     (("--selection", "nope"), "choose one of: fisher, second-order"),
@@ -100,6 +107,65 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in line
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_must_be_given(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    bad_input("no budget")
+    code, _, errors = run("prune", checkpoint, "--task", "sst2", "--data", data, "-o", tmp_path / "o")
+    assert code == 2
+    assert "say what may be left: --macs 0.5, --params 12M or --size 40MB" in errors
+
+
+def test_several_limits_are_met_together(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """A share of the file, a number of parameters, and no share of the MACs."""
+    out = tmp_path / "out"
+    common = ("prune", checkpoint, "--task", "sst2", "--data", data, "-o", out)
+    code, text, _ = run(*common, "--size", "90%", "--params", "11.5k")
+    assert code == 0, text
+    report = json.loads((out / "result.json").read_text())
+    limits = {limit["cost"]: limit for limit in report["limits"]}
+    assert limits["bytes"]["asked"] == pytest.approx(0.9 * limits["bytes"]["dense"])
+    assert limits["parameters"]["asked"] == 11_500
+    assert all(0.8 * limit["asked"] <= limit["pruned"] <= limit["asked"] for limit in limits.values() if limit)
+    assert report["pruned"]["parameters"] == limits["parameters"]["pruned"]
+    assert report["macs_asked"] is None
+    assert (out / "model.safetensors").stat().st_size <= limits["bytes"]["asked"]
+    assert "all parameters" in text
+
+
+def test_evaluation_of_some_rows_and_of_none(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    common = ("prune", checkpoint, "--task", "sst2", "--data", data, "--macs", "0.5", "-o")
+    code, _, _ = run(*common, tmp_path / "some", "--eval-rows", "7", "--keep-statistics", tmp_path / "kept")
+    assert code == 0
+    some = json.loads((tmp_path / "some" / "result.json").read_text())
+    assert {split["rows"] for split in some["before"].values()} == {7}
+    assert {split["rows"] for split in some["after"].values()} == {7}
+    code, text, _ = run(*common, tmp_path / "none", "--no-eval")
+    assert code == 0
+    assert "accuracy" not in text
+    assert json.loads((tmp_path / "none" / "result.json").read_text())["before"] == {}
+    # the same model, whatever it is judged on
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("some", "none")]
+    assert weights[0] == weights[1]
+    rows = ("--task", "sst2", "--data", data)
+    code, _, _ = run("cut", tmp_path / "kept", "--macs", "0.4", *rows, "--eval-rows", "5", "-o", tmp_path / "cut")
+    assert code == 0
+    assert json.loads((tmp_path / "cut" / "result.json").read_text())["after"]["validation"]["rows"] == 5
+    code, text, _ = run("evaluate", tmp_path / "cut", *rows, "--eval-rows", "6")
+    assert code == 0
+    assert " 6 " in text
+    for bad, said in (
+        (("--eval-rows", "-1"), "rows to evaluate on is -1"),
+        (("--eval-rows", "5", "--no-eval"), "give one of them"),
+    ):
+        bad_input(" ".join(bad))
+        code, _, errors = run(*common, tmp_path / "bad", *bad)
+        assert code == 2
+        assert said in errors
+    bad_input("evaluate on no rows")
+    code, _, errors = run("evaluate", tmp_path / "cut", *rows, "--eval-rows", "0")
+    assert code == 2
+    assert "nothing to evaluate on 0 rows" in errors
 
 
 def test_bad_models_are_one_line_and_exit_code_2(data: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ COMMANDS = ("prune", "cut", "vocabulary", "evaluate", "export", "bench", "demo")
 
 WRONG: list[tuple[tuple[str, ...], str]] = [
     (("prune",), "Missing argument"),
-    (("prune", "model"), "Missing option '--macs'"),
-    (("prune", "model", "--macs", "half", "-o", "x"), "'--macs'"),
+    (("prune", "model", "--macs", "0.5"), "Missing option '--output'"),
     (("prune", "--nope"), "No such option"),
     (("prune", "a", "b", "--macs", "0.5", "-o", "x"), "unexpected extra argument"),
     (("evaluate", "model", "--max-length", "long"), "'--max-length'"),

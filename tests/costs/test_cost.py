@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,10 +90,10 @@ def test_bytes_are_those_of_the_weights_file(dtype: torch.dtype, tmp_path: Path)
     model = tiny.make_model("bert").to(dtype)
     sublayers = resolve(model, FAMILIES["bert"])
     model.save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        stored = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+    stored = (tmp_path / "model.safetensors").stat().st_size
     cost = Bytes(dtype.itemsize)
-    assert total(cost, sublayers) + cost.fixed(model, sublayers) == stored
+    # names of dtypes and the padding differ by a few bytes
+    assert 0 <= total(cost, sublayers) + cost.fixed(model, sublayers) - stored < 8 + 2 * len(model.state_dict())
 
 
 class MultiQuery(nn.Module):

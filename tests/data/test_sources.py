@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import datasets
 import pytest
 
 from faster_pruner.data.files import Rows
-from faster_pruner.data.sources import Source, load_split, sample
+from faster_pruner.data.sources import Source, load_split, sample, some_of
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError, OptionError
 
@@ -172,3 +173,16 @@ def test_something_is_always_left_to_calibrate_on(queries: list[int], held_back:
     assert len(held) in (held_back, 40 - held_back)
     # a column that is not there tears nothing apart, and is for others to miss
     assert len(load_split(Source(file=file, together="none"), ("validation",))) == 4
+
+
+def test_some_of_the_rows_are_the_same_ones_and_groups_stay_whole() -> None:
+    rows = Rows([{"query": f"q{i // 3}", "n": i} for i in range(30)])
+    some = some_of(rows, 8)
+    assert len(some) == 8
+    assert [row["n"] for row in some] == [row["n"] for row in some_of(rows, 8)]
+    assert {row["n"] for row in some} != set(range(8))
+    assert some_of(rows, 30) is rows
+    assert some_of(rows, 99) is rows
+    groups = Counter(row["query"] for row in some_of(rows, 8, together="query"))
+    assert set(groups.values()) == {3}
+    assert len(groups) == 3

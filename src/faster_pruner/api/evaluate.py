@@ -10,6 +10,7 @@ from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
 from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.errors import OptionError
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.evaluation import evaluate as score
 from faster_pruner.objectives.evaluation import predict_rows
@@ -35,6 +36,8 @@ def evaluate(
     place = as_place(model)
     run, given = run or Run(), as_data(data)
     whole_number("max length", max_length, FEWEST_TOKENS)
+    if given.judged == 0:
+        raise OptionError("there is nothing to evaluate on 0 rows; give 1 or more", option="eval_rows")
     task = describe(given)
     source = given.source(task)
     device = run.on()

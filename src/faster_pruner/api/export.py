@@ -90,7 +90,8 @@ def export(
     clock = (run or Run()).clock()
     with clock.stage("load"):
         opened = open_checkpoint(str(model), device=torch.device("cpu"))
-        rows = None if data is None else _rows(as_data(data), opened, max_length)
+        given = None if data is None else as_data(data)
+        rows = None if given is None or given.judged == 0 else _rows(given, opened, max_length)
     check_space([(file, 2 * stored_bytes(opened.model, torch.float32))])
     steps, calls = _written(opened.model, file, to, int8=int8, clock=clock)
     with clock.stage("evaluation and latency", total=len(steps)), torch.no_grad():

@@ -13,7 +13,7 @@ from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.data.batches import EncodedRows, part_of
 from faster_pruner.data.files import Rows
 from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
-from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample
+from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample, some_of
 from faster_pruner.data.tasks import Data, Task
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.method.lesson import Unlabelled
@@ -86,9 +86,13 @@ def _with_prompt(
 
 def _loaded(source: Source, task: Task, opened: Opened, names: Sequence[str]) -> Rows:
     """The rows of a split; those that belong together are not torn apart. Raises DataError."""
+    return load_split(replace(source, together=_together(task, opened)), names)
+
+
+def _together(task: Task, opened: Opened) -> str:
+    """Column whose equal values belong together; empty for none."""
     kind = kind_for(opened.model, task, opened.scoring)
-    together = kind.completed(task).text_column if kind.together else ""
-    return load_split(replace(source, together=together), names)
+    return kind.completed(task).text_column if kind.together else ""
 
 
 def calibration_rows(
@@ -155,9 +159,15 @@ def unlabelled_rows(
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
-    """The encoded evaluation splits that exist; the first one must. Raises DataError."""
+    """The encoded evaluation splits that exist; the first one must. Raises DataError, OptionError."""
+    if source.judged == 0:
+        return {}
     folder = _retrieval_folder(source, task, opened)
     if folder is not None:
+        if source.judged is not None:
+            raise OptionError(
+                "a retrieval folder is evaluated with all of its queries, or not at all", option="no_eval"
+            )
         return _search(folder, source.documents, opened, max_length)
     splits: dict[str, EncodedRows] = {}
     for place, (name, names) in enumerate(task.evaluation):
@@ -167,6 +177,8 @@ def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: in
             if place == 0:
                 raise
             continue
+        if source.judged is not None:
+            rows = some_of(rows, source.judged, together=_together(task, opened))
         splits[name] = encoded(rows, task, opened, max_length)
     return splits
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from faster_pruner.cli.budgets import BudgetOptions
 from faster_pruner.cli.groups import (
-    BudgetOptions,
     CalibrationSetOptions,
     Corpus,
     DataOptions,
     DistillationOptions,
+    EvalRows,
+    EvaluationOptions,
     MaxLength,
     MemoryLimit,
     MethodOptions,
@@ -102,6 +104,7 @@ def prune(
     budget: BudgetOptions,
     output: OutputFolder,
     data: DataOptions,
+    evaluation: EvaluationOptions,
     tokens: VocabularyOptions,
     method: MethodOptions,
     calibration: CalibrationSetOptions,
@@ -113,13 +116,13 @@ def prune(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prune MODEL to a share of its MACs, recover its accuracy, verify and measure it."""
+    """Prune MODEL to a budget, recover its accuracy, verify and measure it."""
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.prune import prune as run_prune
 
     result = run_prune(
         model,
-        data.value(distillation.unlabelled),
+        data.value(distillation.unlabelled, evaluation.judged),
         macs=budget.value(),
         output=Output(folder=output, overwrite=overwrite, statistics=keep_statistics),
         method=method.value(),
@@ -139,6 +142,7 @@ def cut(
     budget: BudgetOptions,
     output: OutputFolder,
     data: DataOptions,
+    evaluation: EvaluationOptions,
     distillation: DistillationOptions,
     running: RunOptions,
     model: Annotated[
@@ -150,7 +154,7 @@ def cut(
     """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
     from faster_pruner.api.cut import cut_again
 
-    rows = data.value(distillation.unlabelled)
+    rows = data.value(distillation.unlabelled, evaluation.judged)
     result = cut_again(
         statistics,
         macs=budget.value(),
@@ -207,12 +211,14 @@ def inspect(
         print_inspection(found, console)
 
 
-def evaluate(model: Model, data: DataOptions, running: RunOptions, max_length: MaxLength = 128) -> None:
+def evaluate(
+    model: Model, data: DataOptions, running: RunOptions, eval_rows: EvalRows = None, max_length: MaxLength = 128
+) -> None:
     """Evaluate a dense or pruned MODEL on a task's validation rows."""
     from faster_pruner.api.evaluate import evaluate as run_evaluate
     from faster_pruner.report import print_evaluations
 
-    found = run_evaluate(model, data.value(), max_length=max_length, run=running.value())
+    found = run_evaluate(model, data.value(judged=eval_rows), max_length=max_length, run=running.value())
     with _printed() as console:
         print_evaluations(found.values(), console)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from faster_pruner.checks import at_least
 from faster_pruner.data.glue import GLUE
 from faster_pruner.errors import OptionError
-from faster_pruner.options import ALLOCATIONS, PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS, AllocationName
+from faster_pruner.options import PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS
 
 if TYPE_CHECKING:
     from faster_pruner.api.corpus import Vocabulary
     from faster_pruner.api.run import Run
-    from faster_pruner.costs.budget import Budget
     from faster_pruner.data.tasks import Data
     from faster_pruner.options import CalibrationOptions, Distillation, Method
 
@@ -100,8 +99,8 @@ class DataOptions:
         ),
     ] = None
 
-    def value(self, unlabelled: Path | None = None) -> Data:
-        """What the options say, with a file of rows to distil on. Raises OptionError."""
+    def value(self, unlabelled: Path | None = None, judged: int | None = None) -> Data:
+        """What the options say, with a file of rows to distil on, and how many to evaluate on. Raises OptionError."""
         from faster_pruner.data.tasks import Columns, Data
 
         columns = Columns(text=self.text_column, text_pair=self.text_pair_column, label=self.label_column)
@@ -115,7 +114,31 @@ class DataOptions:
             pooling=self.pooling,
             dims=dims,
             unlabelled=unlabelled,
+            judged=judged,
         )
+
+
+EvalRows = Annotated[
+    int | None,
+    typer.Option("--eval-rows", help="Evaluate on so many rows of each split. Default: all.", rich_help_panel=_ROWS),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """How much of the data a result is judged on."""
+
+    eval_rows: EvalRows = None
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="Evaluate nothing: only cut, time and verify.", rich_help_panel=_ROWS)
+    ] = False
+
+    @property
+    def judged(self) -> int | None:
+        """Rows of each split; None for all. Raises OptionError."""
+        if self.no_eval and self.eval_rows is not None:
+            raise OptionError("--no-eval evaluates nothing, --eval-rows does; give one of them")
+        return 0 if self.no_eval else self.eval_rows
 
 
 _HELD_OUT = "Share of the texts that has no say, and shows what happens to unseen ones."
@@ -186,48 +209,6 @@ class Corpus:
         if not found:
             raise OptionError("texts are needed that say which tokens stay; give --corpus FILE, or --data DIR")
         return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetOptions:
-    """What may be left."""
-
-    macs: Annotated[
-        float,
-        typer.Option(
-            "--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False, rich_help_panel=_BUDGET
-        ),
-    ]
-    allocation: Annotated[
-        str,
-        typer.Option(
-            help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
-            "plain transformers opens the result).",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = "free"
-    round_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None
-
-    def value(self) -> Budget:
-        """The budget. Raises BudgetError, OptionError."""
-        from faster_pruner.costs.budget import Budget
-
-        return Budget(macs=self.macs, allocation=cast(AllocationName, self.allocation), round_to=self._multiple())
-
-    def _multiple(self) -> int | Literal["auto"] | None:
-        text = self.round_to
-        if text is None or text == "auto":
-            return text
-        if not text.isdecimal():
-            raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
-        return int(text)
 
 
 @dataclass(frozen=True, kw_only=True)

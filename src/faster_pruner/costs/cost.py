@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -120,5 +121,15 @@ class Bytes:
         return self.per_parameter * Parameters().of(sublayer, keeps)
 
     def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
-        """All other parameters."""
-        return self.per_parameter * Parameters().fixed(model, sublayers)
+        """All other parameters, and the table of contents of a safetensors file."""
+        return self.per_parameter * Parameters().fixed(model, sublayers) + _contents(model, self.per_parameter)
+
+
+def _contents(model: nn.Module, per_parameter: int) -> int:
+    """Bytes of the table of contents of a safetensors file, at least what it takes."""
+    total, entries = 0, {"__metadata__": dict[str, Any](format="pt")}
+    for name, parameter in model.named_parameters():
+        start, total = total, total + per_parameter * parameter.numel()
+        entries[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [start, total]}
+    # its length comes first, and it is filled up to a multiple of 8
+    return 8 + len(json.dumps(entries, separators=(",", ":"))) + 7

@@ -39,6 +39,7 @@ class Source:
             for any rows.
         documents: most documents of a retrieval folder that queries are evaluated against.
         unlabelled: a file of rows to distil on, in place of training rows.
+        judged: most rows of a split that are evaluated, 0 for none; None for all.
     """
 
     folder: Path | None = None
@@ -50,6 +51,7 @@ class Source:
     together: str = ""
     documents: int = 100_000
     unlabelled: Path | None = None
+    judged: int | None = None
 
     @property
     def description(self) -> str:
@@ -106,6 +108,16 @@ def _part_of(rows: Rows, *, held_back: bool, together: str = "") -> Rows:
     if together:
         mixed, count = _grouped(mixed, together, count)
     return mixed[:count] if held_back else mixed[count:]
+
+
+def some_of(rows: Rows, most: int, *, together: str = "") -> Rows:
+    """At least `most` of the rows, the same ones every time, those with the same value of a column all or none."""
+    mixed = sample(rows, len(rows), seed=0)
+    if most >= len(rows):
+        return rows
+    if together:
+        mixed, most = _grouped(mixed, together, most)
+    return mixed[:most]
 
 
 def _grouped(rows: Rows, column: str, count: int) -> tuple[Rows, int]:

@@ -70,6 +70,8 @@ class Data:
         documents: most documents of a retrieval folder that queries are evaluated against: of a larger corpus the
             judged ones, and a sample of the others.
         unlabelled: a single file of rows to distil on, in place of training rows; it needs no labels.
+        judged: how many rows of each split are evaluated on, the same ones every time: 0 for none, None for all. Rows
+            that belong together (the texts of a query) are all taken or none.
     """
 
     task: str | None = None
@@ -81,6 +83,7 @@ class Data:
     dims: tuple[int, ...] = ()
     documents: int = 100_000
     unlabelled: str | Path | None = None
+    judged: int | None = None
 
     def __post_init__(self) -> None:
         made_of("task", self.task, (str, type(None)))
@@ -92,6 +95,7 @@ class Data:
         for size in self.dims:
             whole_number("dims", size, 1)
         whole_number("documents", self.documents, 1)
+        whole_number("rows to evaluate on", self.judged, 0, optional=True)
         made_of("data set on the hub", self.hub, (str, type(None)))
         if sum(each is not None for each in (self.file, self.folder, self.hub)) > 1:
             raise OptionError(
@@ -154,6 +158,7 @@ class Data:
             file=None if self.file is None else Path(self.file),
             documents=self.documents,
             unlabelled=None if self.unlabelled is None else Path(self.unlabelled),
+            judged=self.judged,
         )
 
 
