@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.prune import prune
     from faster_pruner.api.run import Run
+    from faster_pruner.api.sweep import SweepResult, sweep
     from faster_pruner.api.vocabulary import VocabularyResult, prune_vocabulary
     from faster_pruner.checkpoint.opening import load
     from faster_pruner.costs.budget import Budget, Limit
@@ -48,6 +49,7 @@ _HOMES = {
     "PrunedModel": "api.in_memory",
     "Run": "api.run",
     "SolverOptions": "options",
+    "SweepResult": "api.sweep",
     "Vocabulary": "api.corpus",
     "VocabularyResult": "api.vocabulary",
     "cut_again": "api.cut",
@@ -58,6 +60,7 @@ _HOMES = {
     "prune": "api.prune",
     "prune_model": "api.in_memory",
     "prune_vocabulary": "api.vocabulary",
+    "sweep": "api.sweep",
 }
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "PrunedModel",
     "Run",
     "SolverOptions",
+    "SweepResult",
     "Vocabulary",
     "VocabularyResult",
     "cut_again",
@@ -85,6 +89,7 @@ __all__ = [
     "prune",
     "prune_model",
     "prune_vocabulary",
+    "sweep",
 ]
 
 

@@ -13,7 +13,7 @@ from badness import bad_input
 from command import run
 from faster_pruner.api import evaluate as evaluate_module
 
-COMMANDS = ("prune", "cut", "vocabulary", "evaluate", "export", "bench", "demo")
+COMMANDS = ("prune", "cut", "sweep", "vocabulary", "evaluate", "export", "bench", "demo")
 
 WRONG: list[tuple[tuple[str, ...], str]] = [
     (("prune",), "Missing argument"),

@@ -20,7 +20,7 @@ from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
-from faster_pruner.objectives.objective import Objective
+from faster_pruner.objectives.objective import Objective, Predicted
 from faster_pruner.options import CalibrationOptions, Distillation, Method
 from faster_pruner.progress import StageClock
 from faster_pruner.runtimes.timing import SHAPES, fastest_multiple
@@ -86,6 +86,7 @@ class Job:
         given: the model with all its tokens, where its vocabulary was pruned before it was calibrated.
         vocabulary: what was measured of that.
         training: what comes after the recovery, if anything.
+        said: what the dense model predicts, by split: asked once, whatever is cut from it.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Job:
     given: Dense | None = None
     vocabulary: VocabularyReport | None = None
     training: Training | None = None
+    said: dict[str, Predicted] = field(default_factory=dict[str, Predicted])
 
     @property
     def dense(self) -> Dense:

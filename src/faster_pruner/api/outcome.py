@@ -176,9 +176,11 @@ def _evaluate(
     )
     predicted, found = list[Predicted](), list[Evaluation]()
     for model, own, rows in sides:
-        predicted.append(predict_rows(model, own, rows))
+        known = job.said.get(split) if not predicted else None
+        predicted.append(predict_rows(model, own, rows) if known is None else known)
         found.append(evaluate(predicted[-1], own, split=split, rows=rows.judged, dense=predicted[0]))
         progress.step()
+    job.said[split] = predicted[0]
     # both or neither: a metric is read against the other one
     measured.before[split], measured.after[split] = found
     if recovered is not None:

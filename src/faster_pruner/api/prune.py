@@ -102,7 +102,7 @@ def prune(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
-    asked = _Asked(
+    asked = Asked(
         place=as_place(model),
         data=Data() if data is None else as_data(data),
         budget=as_any_budget(macs),
@@ -119,8 +119,8 @@ def prune(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What `prune` is asked for."""
+class Asked:
+    """What `prune` is asked for; see there."""
 
     place: str
     data: Data
@@ -128,8 +128,8 @@ class _Asked:
     output: Output
     method: Method
     calibration: CalibrationOptions
-    vocabulary: Vocabulary | None
-    distillation: Distillation | None
+    vocabulary: Vocabulary | None = None
+    distillation: Distillation | None = None
 
     def check(self) -> None:
         """Before any work. Raises BudgetError, OptionError, OutputError."""
@@ -143,14 +143,21 @@ class _Asked:
             )
 
 
-def _pruned(asked: _Asked, run: Run) -> PruneResult:
+def _pruned(asked: Asked, run: Run) -> PruneResult:
     """Open, calibrate, cut, measure and save. Raises as `prune` does."""
+    clock = run.clock(run.on())
+    job = prepared(asked, run, clock)
+    keep_statistics(job, asked.output, clock)
+    return carried_out(job, asked.output, clock)
+
+
+def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
+    """Open, and calibrate. Raises as `prune` does."""
     place, given, how, options, target = asked.place, asked.data, asked.method, asked.calibration, asked.output
     task = describe(given)
     source = given.source(task)
     target.check(reads=[place], rows=given.folder)
     device = run.on()
-    clock = run.clock(device)
     with clock.stage("load"):
         corpus = None if asked.vocabulary is None else asked.vocabulary.read()
         dense = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
@@ -180,7 +187,7 @@ def _pruned(asked: _Asked, run: Run) -> PruneResult:
     calibrated = calibrate(subject, rows, how, options, clock=clock)
     if before is not None:
         budget = _of_the_whole(budget, before.model, calibrated)
-    job = Job(
+    return Job(
         name=public_name(place),
         place=place,
         task=task.name or objective.pipeline_tag or objective.name,
@@ -199,8 +206,6 @@ def _pruned(asked: _Asked, run: Run) -> PruneResult:
         vocabulary=None if smaller is None else smaller.report,
         training=training,
     )
-    keep_statistics(job, target, clock)
-    return carried_out(job, target, clock)
 
 
 def _with_fewer_tokens(place: str, dense: Opened, corpus: Corpus, clock: StageClock) -> Smaller:

@@ -135,6 +135,7 @@ def _root(  # pyright: ignore[reportUnusedFunction]
 for _command, _example in (
     (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
     (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
+    (commands.sweep, "faster-pruner sweep my-bert --task sst2 --macs 0.9:0.1:0.1"),
     (commands.vocabulary, "faster-pruner vocabulary my-model --corpus texts.txt -o smaller"),
     (commands.inspect, "faster-pruner inspect my-model"),
     (commands.evaluate, "faster-pruner evaluate smaller --task sst2"),

@@ -90,3 +90,56 @@ class BudgetOptions:
         if not text.isdecimal():
             raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
         return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetsOptions:
+    """Several budgets, one after the other."""
+
+    macs: Annotated[
+        str | None,
+        typer.Option(
+            "--macs",
+            help="Shares of the encoder's MACs: 0.9:0.1:0.1 (from:to:step), or 0.7,0.5,0.3.",
+            show_default=False,
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None
+    params: Annotated[
+        str | None,
+        typer.Option(
+            "--params",
+            help="Parameters: shares, or numbers (12M,9M).",
+            show_default=False,
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            help="Bytes of the weights file: shares, or 40MB,30MB. One of these three.",
+            show_default=False,
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None
+    allocation: Annotated[
+        str, typer.Option(help=f"Sizes of the layers: {', '.join(ALLOCATIONS)}.", rich_help_panel=_BUDGET)
+    ] = "free"
+    round_to: Annotated[
+        str | None,
+        typer.Option(help="As for prune.", show_default=False, rich_help_panel=_BUDGET),
+    ] = None
+
+    def value(self) -> list[Budget]:
+        """The budgets. Raises BudgetError, OptionError."""
+        from faster_pruner.costs.amounts import several
+
+        given = {name: getattr(self, name) for name in ("macs", "params", "size") if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise OptionError("give one kind of budgets: --macs 0.9:0.1:0.1, --params 0.7,0.5 or --size 40MB,30MB")
+        ((name, text),) = given.items()
+        return [
+            BudgetOptions(**{name: each}, allocation=self.allocation, round_to=self.round_to).value()
+            for each in several(text, option=f"--{name}")
+        ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from faster_pruner.cli.budgets import BudgetOptions
+from faster_pruner.cli.budgets import BudgetOptions, BudgetsOptions
 from faster_pruner.cli.groups import (
     CalibrationSetOptions,
     Corpus,
@@ -166,6 +166,58 @@ def cut(
         distillation=distillation.value(),
     )
     _show(result, output)
+
+
+def sweep(
+    model: Model,
+    budgets: BudgetsOptions,
+    data: DataOptions,
+    evaluation: EvaluationOptions,
+    method: MethodOptions,
+    calibration: CalibrationSetOptions,
+    running: RunOptions,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Save every model, in a folder of its own in here.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all reports here.", show_default=False)
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Also write the table here.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw it here: .png, .svg or .pdf.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cut MODEL to several budgets from one calibration, and show what each keeps and gains."""
+    from faster_pruner.api import sweep as api
+    from faster_pruner.report import draw_sweep, print_sweep
+
+    wanted = budgets.value()
+    api.check_picture(plot)
+    api.check_files(json_file, [csv_file, plot], overwrite=overwrite)
+    found = api.sweep(
+        model,
+        data.value(judged=evaluation.judged),
+        macs=wanted,
+        output=Output(folder=output, overwrite=overwrite),
+        method=method.value(),
+        calibration=calibration.value(),
+        run=running.value(),
+    )
+    with _printed() as console:
+        failed = {point.name: point.failed for point in found.points if point.failed}
+        print_sweep({point.name: point.report for point in found.points}, failed, console)
+        if output is not None:
+            console.print(f"saved in {output}: a folder for each budget", soft_wrap=True)
+    if json_file is not None:
+        api.write(json_file, lambda file: file.write_text(found.to_json(), encoding="utf-8"))
+    if csv_file is not None:
+        api.write(csv_file, lambda file: file.write_text(found.to_csv(), encoding="utf-8"))
+    if plot is not None:
+        api.write(plot, lambda file: draw_sweep(found.reports, file))
 
 
 def vocabulary(

@@ -46,6 +46,37 @@ def share_or_amount(text: str, cost: CostName, *, option: str) -> tuple[float | 
     return number, None
 
 
+def several(text: str, *, option: str) -> list[str]:
+    """Budgets as a range of shares "0.9:0.1:0.1" (from, to, step; both ends count), or separated by commas.
+
+    Raises:
+        OptionError: it is neither, or the range has no end.
+    """
+    if ":" not in text:
+        found = [each.strip() for each in text.split(",") if each.strip()]
+        if not found:
+            raise OptionError(f"{option} is {shown(text)}; give budgets like 0.7,0.5,0.3 or a range like 0.9:0.1:0.1")
+        return found
+    parts = text.split(":")
+    example = "a range is from:to:step, for instance 0.9:0.1:0.1"
+    try:
+        first, last, step = (_share(part) for part in parts)
+    except ValueError as error:
+        raise OptionError(f"{option} is {shown(text)}; {example}") from error
+    step = abs(step)
+    if not (0 < first <= 1 and 0 < last <= 1 and 1e-3 <= step <= 1):
+        raise OptionError(
+            f"{option} is {shown(text)}; shares are above 0 and at most 1, steps at least 0.001: {example}"
+        )
+    count = int(abs(first - last) / step + 1e-6)
+    return [f"{first + (step if last > first else -step) * i:.6g}" for i in range(count + 1)]
+
+
+def _share(text: str) -> float:
+    """A plain number, or percent. Raises ValueError."""
+    return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+
+
 def limit_of(text: str, cost: CostName, *, option: str) -> Limit:
     """A limit as it is written. Raises BudgetError, OptionError."""
     share, amount = share_or_amount(text, cost, option=option)
