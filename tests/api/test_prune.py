@@ -145,7 +145,8 @@ def test_several_limits_are_met_together_and_reported(checkpoint: Path, data: Pa
     assert [limit.cost for limit in report.limits] == ["macs", "bytes", "parameters"]
     for limit in report.limits:
         assert limit.pruned <= limit.asked <= limit.dense
-    assert report.limits[1].pruned == 4 * report.pruned.parameters
+    # and the table of contents of the file
+    assert 0 < report.limits[1].pruned - 4 * report.pruned.parameters < 8000
 
 
 def test_output_and_statistics_must_lie_apart(checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import stock_models as stock
 import tiny
 from cases import ONCE, Case, batch_of, inputs_of, make, uneven
+from faster_pruner import prune_model
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import OptionError
 from faster_pruner.method.algorithm import calibrate, cut
@@ -206,3 +208,16 @@ def test_a_branch_that_does_not_run_again_is_left_to_the_least_squares() -> None
     notes = {result.name: result.note for result in found.results}
     assert "no descent: the branch does not run by itself" in notes["layers.1.attention"]
     assert notes["layers.0.ffn"] == ""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.usefixtures("quick_latency")
+def test_decoders_with_a_cache_descend(name: str) -> None:
+    """Attention that is called again would add to the keys and values of the first time."""
+    model = stock.build(name)
+    assert model.config.use_cache
+    batches = [stock.inputs_for(model, seed=seed) for seed in range(8)]
+    report = prune_model(model, batches, macs=0.2, method=customise(DEFAULT, Switches(descent=True))).report
+    assert model.config.use_cache
+    assert any(result.residual_after for result in report.sublayers)
+    assert not any("does not run by itself" in result.note for result in report.sublayers)

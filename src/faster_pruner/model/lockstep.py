@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from faster_pruner.data.batches import Batch
 from faster_pruner.host.spill import Parking
 from faster_pruner.model.gradients import Bases
-from faster_pruner.model.passes import PassSetting, by_row, inference, masked_by
+from faster_pruner.model.passes import PassSetting, by_row, inference, masked_by, without_cache
 from faster_pruner.model.precision import forward_in
 from faster_pruner.model.spec import Sublayer
 
@@ -331,6 +331,8 @@ def lockstep(
     """
     with ExitStack() as stack:
         stack.enter_context(inference(model))
+        if branches:
+            stack.enter_context(without_cache(model))
         run = Lockstep(model, batches, setting or PassSetting())
         stack.callback(run.close)
         run.attach(stack, sublayers, masks or {}, producers=producers, branches=branches)

@@ -36,21 +36,20 @@ class PassSetting:
     shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
 
 
-# What every pass needs of what a model returns, whatever its config says: names to read values by, no attention
-# matrices, which fused attention cannot give, and no keys and values, which nobody goes on from. (Hidden states stay:
-# an objective may read them.)
-_RETURNED = {"return_dict": True, "output_attentions": False, "use_cache": False}
+# What every pass needs of what a model returns, whatever its config says: names to read values by, and no attention
+# matrices, which fused attention cannot give. (Hidden states stay: an objective may read them.)
+_RETURNED = {"return_dict": True, "output_attentions": False}
 
 
 @contextmanager
-def _returning_names(model: nn.Module) -> Generator[None]:
-    """A model that returns its values by name and no attention matrices, whatever its config says."""
+def _configured(model: nn.Module, values: Mapping[str, bool]) -> Generator[None]:
+    """Other values in the configs of a model and its parts, where they have them."""
     found = {id(own): own for module in model.modules() if (own := getattr(module, "config", None)) is not None}
-    before = [(own, key, getattr(own, key)) for own in found.values() for key in _RETURNED if hasattr(own, key)]
-    changed = [(own, key, value) for own, key, value in before if value != _RETURNED[key]]
+    before = [(own, key, getattr(own, key)) for own in found.values() for key in values if hasattr(own, key)]
+    changed = [(own, key, value) for own, key, value in before if value != values[key]]
     try:
         for own, key, _ in changed:
-            setattr(own, key, _RETURNED[key])
+            setattr(own, key, values[key])
         yield
     finally:
         for own, key, value in changed:
@@ -60,7 +59,14 @@ def _returning_names(model: nn.Module) -> Generator[None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
     """Eval mode, every module called once per forward, and values returned by name."""
-    with _returning_names(model), _calling_once(model):
+    with _configured(model, _RETURNED), _calling_once(model):
+        yield
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Generator[None]:
+    """A model that keeps no keys and values, to which a layer that is called again would add."""
+    with _configured(model, {"use_cache": False}):
         yield
 
 
