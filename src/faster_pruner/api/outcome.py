@@ -176,7 +176,7 @@ def _evaluate(
     )
     predicted, found = list[Predicted](), list[Evaluation]()
     for model, own, rows in sides:
-        known = job.said.get(split) if not predicted else None
+        known = job.said.get(split) if model is dense.model else None
         predicted.append(predict_rows(model, own, rows) if known is None else known)
         found.append(evaluate(predicted[-1], own, split=split, rows=rows.judged, dense=predicted[0]))
         progress.step()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from faster_pruner.api.job import Job
+from faster_pruner.api.job import Job, with_measured_multiple
 from faster_pruner.api.outcome import cut_and_measure, save
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
@@ -23,7 +23,7 @@ from faster_pruner.host.folders import Output, as_output
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.progress import StageClock
-from faster_pruner.results import PruneReport, strict_json
+from faster_pruner.results import Evaluation, PruneReport, SizeResult, strict_json
 
 _POINTS = "points"
 _PICTURES = (".png", ".svg", ".pdf")
@@ -51,12 +51,10 @@ class SweepPoint:
         if self.report is None:
             return found
         report = self.report
-        found |= {"macs_kept": report.macs_kept, "parameters": report.pruned.parameters, "bytes": report.pruned.bytes}
-        for split, after in report.after.items():
-            found |= {f"{split}_{name}": value for name, value in after.metrics.items()}
-            if split in report.confidence:
-                low, high = report.confidence[split].change
-                found |= {f"{split}_change_low": low, f"{split}_change_high": high}
+        found |= _figures(report.macs_kept, report.pruned, report.after)
+        for split, sure in report.confidence.items():
+            low, high = sure.change
+            found |= {f"{split}_change_low": low, f"{split}_change_high": high}
         found |= {f"speed_up_{each.batch}x{each.sequence}": each.speed_up for each in report.latency}
         return found
 
@@ -91,11 +89,15 @@ class SweepResult:
 
     def _dense(self) -> dict[str, Any]:
         report = self.reports[0]
-        found: dict[str, Any] = {"budget": "dense", "failed": "", "macs_kept": 1.0}
-        found |= {"parameters": report.dense.parameters, "bytes": report.dense.bytes}
-        for split, before in report.before.items():
-            found |= {f"{split}_{name}": value for name, value in before.metrics.items()}
-        return found
+        return {"budget": "dense", "failed": "", **_figures(1.0, report.dense, report.before)}
+
+
+def _figures(macs_kept: float, size: SizeResult, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """What is said of the dense model and of every point, by name."""
+    found: dict[str, Any] = {"macs_kept": macs_kept, "parameters": size.parameters, "bytes": size.bytes}
+    for split, evaluation in evaluations.items():
+        found |= {f"{split}_{name}": value for name, value in evaluation.metrics.items()}
+    return found
 
 
 @usual_torch()
@@ -157,8 +159,7 @@ def sweep(
 
 def _point(job: Job, name: str, budget: Budget, output: Output, clock: StageClock) -> SweepPoint:
     """Cut to one budget."""
-    # a multiple that was measured holds for all
-    own = replace(job, budget=replace(budget, round_to=job.budget.round_to if budget.round_to else None))
+    own = replace(job, budget=with_measured_multiple(budget, job.calibrated.subject, clock))
     try:
         outcome = cut_and_measure(own, clock)
     except InputError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -16,50 +16,41 @@ if TYPE_CHECKING:
 _BUDGET = "Budget"
 
 
+def _limit(flag: str, words: str) -> Any:
+    """An option that limits one cost."""
+    return typer.Option(flag, help=words, show_default=False, rich_help_panel=_BUDGET)
+
+
+Allocation = Annotated[
+    str,
+    typer.Option(
+        help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
+        "plain transformers opens the result).",
+        rich_help_panel=_BUDGET,
+    ),
+]
+RoundTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
+        show_default=False,
+        rich_help_panel=_BUDGET,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
     """What may be left."""
 
-    macs: Annotated[
-        str | None,
-        typer.Option(
-            "--macs", help="Share of the encoder's MACs to keep, e.g. 0.5.", show_default=False, rich_help_panel=_BUDGET
-        ),
-    ] = None
-    params: Annotated[
-        str | None,
-        typer.Option(
-            "--params",
-            help="Parameters to keep: a share (0.6) or a number (12M).",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None
+    macs: Annotated[str | None, _limit("--macs", "Share of the encoder's MACs to keep, e.g. 0.5.")] = None
+    params: Annotated[str | None, _limit("--params", "Parameters to keep: a share (0.6) or a number (12M).")] = None
     size: Annotated[
         str | None,
-        typer.Option(
-            "--size",
-            help="Most bytes of the weights file: a share, or 40MB. With several of these three, all are met.",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
+        _limit("--size", "Most bytes of the weights file: a share, or 40MB. With several of these three, all are met."),
     ] = None
-    allocation: Annotated[
-        str,
-        typer.Option(
-            help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
-            "plain transformers opens the result).",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = "free"
-    round_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep neurons in multiples of this number; auto measures. Default: the preset's, 8.",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None
+    allocation: Allocation = "free"
+    round_to: RoundTo = None
 
     def value(self) -> Budget:
         """The budget. Raises BudgetError, OptionError."""
@@ -97,39 +88,14 @@ class BudgetsOptions:
     """Several budgets, one after the other."""
 
     macs: Annotated[
-        str | None,
-        typer.Option(
-            "--macs",
-            help="Shares of the encoder's MACs: 0.9:0.1:0.1 (from:to:step), or 0.7,0.5,0.3.",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
+        str | None, _limit("--macs", "Shares of the encoder's MACs: 0.9:0.1:0.1 (from:to:step), or 0.7,0.5,0.3.")
     ] = None
-    params: Annotated[
-        str | None,
-        typer.Option(
-            "--params",
-            help="Parameters: shares, or numbers (12M,9M).",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None
+    params: Annotated[str | None, _limit("--params", "Parameters: shares, or numbers (12M,9M).")] = None
     size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            help="Bytes of the weights file: shares, or 40MB,30MB. One of these three.",
-            show_default=False,
-            rich_help_panel=_BUDGET,
-        ),
+        str | None, _limit("--size", "Bytes of the weights file: shares, or 40MB,30MB. One of these three.")
     ] = None
-    allocation: Annotated[
-        str, typer.Option(help=f"Sizes of the layers: {', '.join(ALLOCATIONS)}.", rich_help_panel=_BUDGET)
-    ] = "free"
-    round_to: Annotated[
-        str | None,
-        typer.Option(help="As for prune.", show_default=False, rich_help_panel=_BUDGET),
-    ] = None
+    allocation: Allocation = "free"
+    round_to: RoundTo = None
 
     def value(self) -> list[Budget]:
         """The budgets. Raises BudgetError, OptionError."""

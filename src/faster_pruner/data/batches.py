@@ -89,12 +89,23 @@ class Batch:
 
 def rows_at(inputs: Mapping[str, Any], places: Tensor, count: int) -> dict[str, Any]:
     """Some rows of what a model is called with: of every tensor with `count` of them, those at `places`."""
+    return {key: _own_rows(value, places, count) for key, value in inputs.items()}
 
-    def own(value: Any) -> Any:
-        by_row = isinstance(value, Tensor) and value.shape[:1] == (count,)
-        return value[places.to(value.device)] if by_row else value
 
-    return {key: own(value) for key, value in inputs.items()}
+def _own_rows(value: Any, places: Tensor, count: int) -> Any:
+    """The rows at `places` of a tensor with `count` of them; anything else as it is."""
+    by_row = isinstance(value, Tensor) and value.shape[:1] == (count,)
+    return value[places.to(value.device)] if by_row else value
+
+
+def chosen_rows(value: Any, places: Tensor, count: int) -> Any:
+    """The same of a value and of all that lies in it, where it is a tuple, list or dictionary."""
+    if isinstance(value, tuple | list):
+        inside: Any = (chosen_rows(each, places, count) for each in value)  # pyright: ignore[reportUnknownVariableType]
+        return type(value)(inside)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return {key: chosen_rows(each, places, count) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return _own_rows(value, places, count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,9 @@ def _part_of(rows: Rows, *, held_back: bool, together: str = "") -> Rows:
 
 def some_of(rows: Rows, most: int, *, together: str = "") -> Rows:
     """At least `most` of the rows, the same ones every time, those with the same value of a column all or none."""
-    mixed = sample(rows, len(rows), seed=0)
     if most >= len(rows):
         return rows
+    mixed = sample(rows, len(rows), seed=0)
     if together:
         mixed, most = _grouped(mixed, together, most)
     return mixed[:most]

@@ -8,7 +8,7 @@ squares alone, all matrices are put back.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,11 +20,29 @@ from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import RegressionMoments
 from faster_pruner.method.statistics import tokens_of
 from faster_pruner.model.lockstep import Lockstep, branch_path
+from faster_pruner.model.passes import asking_as_before
 from faster_pruner.model.spec import Sublayer, bias_of
 from faster_pruner.options import Descent
 
 # A branch that is run again gives the same inputs of its projection up to this share of them.
 _SAME = 2e-2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A minibatch.
+
+    Attributes:
+        batch: index of its batch.
+        places: of its rows there [B']; None for all.
+        tokens: [B', S] bool, those of them that are fitted.
+        targets: where these lie among all tokens of the batch that are fitted.
+    """
+
+    batch: int
+    places: Tensor | None
+    tokens: Tensor
+    targets: slice
 
 
 @dataclass
@@ -54,15 +72,12 @@ class Fitting:
             self.first = x.clone()
         self.r.append(r)
 
-    def output(self, index: int, places: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the projection puts out [T', d] for some rows of a batch, and what it should."""
-        chosen, r = self.tokens[index], self.r[index]
-        if places is not None:
-            r = r[torch.isin(chosen.nonzero()[:, 0], places)]
-            chosen = chosen[places]
-        with self.run.awake(index):
-            x = tokens_of(self.run.again(index, self.sublayer, places), chosen).float()
-        return functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model))), r
+    def output(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """What the projection puts out [T', d] for a minibatch, and what it should."""
+        with self.run.awake(piece.batch):
+            x = tokens_of(self.run.again(piece.batch, self.sublayer, piece.places), piece.tokens).float()
+        y = functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model)))
+        return y, self.r[piece.batch][piece.targets]
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
@@ -89,7 +104,7 @@ def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         return f"no descent: the branch does not run by itself ({(str(error).splitlines() or [''])[0]})"
     with _trained(fitting) as modules:
-        parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
+        parameters = _parameters(modules)
         before = [parameter.detach().clone() for parameter in parameters]
         error = _error(fitting, pieces)
         _train(fitting, modules, pieces, options, seed)
@@ -102,27 +117,28 @@ def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
         return f"no descent: it ended with an error of {found:.3f}, from {error:.3f}"
 
 
-# Some rows of a batch; None for all of them.
-_Piece = tuple[int, Tensor | None]
-
-
-def _pieces(fitting: Fitting, tokens: int) -> list[_Piece]:
+def _pieces(fitting: Fitting, tokens: int) -> list[Piece]:
     """Minibatches of about so many padded tokens; whole batches of a branch that does not run on some of the rows.
 
     Raises:
         ValueError: run again, the branch makes something else.
     """
-    by_rows = [
-        (index, places)
-        for index, chosen in enumerate(fitting.tokens)
-        for places in torch.arange(len(chosen), device=chosen.device).split(max(1, tokens // chosen.shape[1]))
-    ]
-    whole = by_rows[0][1].numel() == len(fitting.tokens[0])
-    if not whole and _same(fitting, by_rows[0][1]):
-        return [(index, places) for index, places in by_rows if bool(fitting.tokens[index][places].any())]
-    if not _same(fitting, None):
-        raise ValueError("it makes something else then")
-    return [(index, None) for index, chosen in enumerate(fitting.tokens) if bool(chosen.any())]
+    found = [piece for index, chosen in enumerate(fitting.tokens) for piece in _split(index, chosen, tokens)]
+    if found[0].tokens.shape == fitting.tokens[0].shape or not _same(fitting, found[0].places):
+        if not _same(fitting, None):
+            raise ValueError("it makes something else then")
+        found = [Piece(index, None, chosen, slice(None)) for index, chosen in enumerate(fitting.tokens)]
+    return [piece for piece in found if bool(piece.tokens.any())]
+
+
+def _split(index: int, chosen: Tensor, tokens: int) -> Iterator[Piece]:
+    """A batch of which [B, S] tokens are fitted, in minibatches of about so many padded ones."""
+    start = 0
+    for places in torch.arange(len(chosen), device=chosen.device).split(max(1, tokens // chosen.shape[1])):
+        own = chosen[places]
+        stop = start + int(own.sum())
+        yield Piece(index, places, own, slice(start, stop))
+        start = stop
 
 
 def _same(fitting: Fitting, places: Tensor | None) -> bool:
@@ -148,30 +164,34 @@ def _trained(fitting: Fitting) -> Generator[list[nn.Module]]:
     branch = fitting.model.get_submodule(branch_path(fitting.sublayer))
     paths = [*(producer.path for producer in fitting.sublayer.parts.producers), fitting.sublayer.parts.projection]
     modules = [fitting.model.get_submodule(path) for path in paths]
-    fitted = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
-    asked = [(parameter, parameter.requires_grad) for parameter in branch.parameters()]
-    for parameter, _ in asked:
-        parameter.requires_grad_(id(parameter) in fitted)
-    try:
-        yield modules
-    finally:
-        for parameter, requires_grad in asked:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
+    with asking_as_before(branch):
+        branch.requires_grad_(False)
+        for parameter in _parameters(modules):
+            parameter.requires_grad_(True)
+        try:
+            yield modules
+        finally:
+            for parameter in _parameters(modules):
+                parameter.grad = None
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Of the modules themselves."""
+    return [parameter for module in modules for parameter in module.parameters(recurse=False)]
 
 
 @torch.no_grad()
-def _error(fitting: Fitting, pieces: Sequence[_Piece]) -> float:
+def _error(fitting: Fitting, pieces: Sequence[Piece]) -> float:
     """Relative root mean square error on some minibatches."""
     wrong, whole = 0.0, 0.0
-    for index, places in pieces:
-        y, r = fitting.output(index, places)
+    for piece in pieces:
+        y, r = fitting.output(piece)
         wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
     return (wrong / max(whole, 1e-30)) ** 0.5
 
 
 def _train(
-    fitting: Fitting, modules: Sequence[nn.Module], pieces: Sequence[_Piece], options: Descent, seed: int
+    fitting: Fitting, modules: Sequence[nn.Module], pieces: Sequence[Piece], options: Descent, seed: int
 ) -> None:
     """Adam, with a rate that falls to zero."""
     groups = [
@@ -186,7 +206,7 @@ def _train(
     with torch.enable_grad():
         for _ in range(options.epochs):
             for place in torch.randperm(len(pieces), generator=generator).tolist():
-                y, r = fitting.output(*pieces[place])
+                y, r = fitting.output(pieces[place])
                 loss = (y - r).square().mean() / max(scale, 1e-30)
                 optimizer.zero_grad()
                 loss.backward()

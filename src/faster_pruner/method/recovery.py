@@ -135,10 +135,11 @@ def recover(
     listener = progress or Silent()
     results: list[SublayerResult] = []
     align = method.align
-    descends = isinstance(method.recovery, Weights) and method.recovery.descent is not None
+    descending = method.recovery if isinstance(method.recovery, Weights) and method.recovery.descent else None
+    branches = descending is not None
     skips_first = isinstance(method.recovery, Scale) and method.recovery.skip_first
     with ExitStack() as stack:
-        stops = lockstep(model, sublayers, batches, producers=align is not None, branches=descends, setting=setting)
+        stops = lockstep(model, sublayers, batches, producers=align is not None, branches=branches, setting=setting)
         run = stack.enter_context(stops)
         targets: Targets = StoredTargets(statistics)
         if teacher is not None:
@@ -161,9 +162,9 @@ def recover(
                 targets.skip(sublayer)
             else:
                 tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
-                if isinstance(method.recovery, Weights) and method.recovery.descent and sublayer.aimed:
+                if descending is not None and sublayer.aimed:
                     fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf))
-                    result = _descended(fitting, targets, method.recovery, seed=data.seed)
+                    result = _descended(fitting, targets, descending, seed=data.seed)
                 else:
                     moments = _gather(run, targets, sublayer, tokens)
                     result = _fit(model, sublayer, moments, method.recovery)

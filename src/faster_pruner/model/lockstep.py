@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from faster_pruner.data.batches import Batch
+from faster_pruner.data.batches import Batch, chosen_rows
 from faster_pruner.host.spill import Parking
 from faster_pruner.model.gradients import Bases
 from faster_pruner.model.passes import PassSetting, by_row, inference, masked_by, without_cache
@@ -154,7 +154,7 @@ class Lockstep:
         args, kwargs = self._calls[index][sublayer.name]
         rows = self._rows(index)
         if places is not None:
-            args, kwargs = (_rows_of(value, places, rows) for value in (args, kwargs))
+            args, kwargs = (chosen_rows(value, places, rows) for value in (args, kwargs))
             rows = places.numel()
         self._asked = sublayer.name
         try:
@@ -267,17 +267,6 @@ def branch_path(sublayer: Sublayer) -> str:
     paths = [sublayer.parts.projection, *(producer.path for producer in sublayer.parts.producers)]
     steps = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
-
-
-def _rows_of(value: Any, places: Tensor, rows: int) -> Any:
-    """Some rows of what a module is called with: of every tensor in it that has so many."""
-    if isinstance(value, Tensor):
-        return value[places] if value.shape[:1] == (rows,) else value
-    if isinstance(value, tuple | list):
-        return type(value)(_rows_of(each, places, rows) for each in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {key: _rows_of(each, places, rows) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return value
 
 
 def _entry(sublayer: Sublayer) -> str:

@@ -95,15 +95,21 @@ def inference(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def _differentiating(model: nn.Module) -> Generator[None]:
-    """Eval mode with gradients; which parameters ask for one may be changed inside."""
+def asking_as_before(model: nn.Module) -> Generator[None]:
+    """Which parameters ask for a gradient may be changed inside."""
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with _evaluating(model), torch.enable_grad():
-            yield
+        yield
     finally:
         for parameter, requires_grad in asked:
             parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _differentiating(model: nn.Module) -> Generator[None]:
+    """Eval mode with gradients; which parameters ask for one may be changed inside."""
+    with asking_as_before(model), _evaluating(model), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -11,11 +11,18 @@ def headline(report: PruneReport) -> str:
     return ", ".join([*_speed(report), _size(report), *_quality(report)])
 
 
-def _speed(report: PruneReport) -> list[str]:
-    """Measured at the largest shape."""
+def speed_up(report: PruneReport) -> float | None:
+    """Measured at the largest shape; None where nothing was."""
     if not report.latency:
+        return None
+    return max(report.latency, key=lambda shape: shape.batch * shape.sequence).speed_up
+
+
+def _speed(report: PruneReport) -> list[str]:
+    """In words."""
+    ratio = speed_up(report)
+    if ratio is None:
         return []
-    ratio = max(report.latency, key=lambda shape: shape.batch * shape.sequence).speed_up
     return [f"{ratio:.1f}x faster" if ratio >= 1 else f"{1 / ratio:.1f}x slower"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from faster_pruner.report.headline import speed_up
 from faster_pruner.report.summary import format_metric, plain_table
 from faster_pruner.results import PruneReport
 
@@ -102,7 +103,7 @@ def draw_sweep(reports: Sequence[PruneReport], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     x = [100 * report.macs_kept for report in points]
     if split is None:
-        y = [_speed_up(report) or 0.0 for report in points]
+        y = [speed_up(report) or 0.0 for report in points]
         axes.plot(x, y, marker="o", color=_COLOUR)
         axes.set_ylabel("measured speed-up")
     else:
@@ -114,7 +115,7 @@ def draw_sweep(reports: Sequence[PruneReport], file: Path) -> None:
         axes.axhline(before.value, color="#888888", linewidth=1)
         axes.plot([100], [before.value], marker="D", color="#333333", linestyle="none", label="dense")
         for report, at, value in zip(points, x, y, strict=True):
-            faster = _speed_up(report)
+            faster = speed_up(report)
             text = "" if faster is None else f"{faster:.1f}x"
             axes.annotate(text, (at, value), (6, 6), textcoords="offset points", fontsize=8)
         axes.set_ylabel(f"{before.primary} ({split})")
@@ -125,13 +126,6 @@ def draw_sweep(reports: Sequence[PruneReport], file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
-
-
-def _speed_up(report: PruneReport) -> float | None:
-    """At the largest shape."""
-    if not report.latency:
-        return None
-    return max(report.latency, key=lambda shape: shape.batch * shape.sequence).speed_up
 
 
 def _errors(points: Sequence[PruneReport], split: str) -> list[list[float]]:
