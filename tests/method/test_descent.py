@@ -39,7 +39,7 @@ from faster_pruner.options import (
 
 DEFAULT = PRESETS["default"]
 PLAIN = replace(DEFAULT, recovery=Weights(solver=SolverOptions(name="cholesky", ridge=1e-3), align=1e-2))
-DESCENDING = replace(PLAIN, recovery=replace(PLAIN.recovery, descent=Descent(tokens_per_step=64, below=1.0)))
+DESCENDING = replace(PLAIN, recovery=replace(PLAIN.recovery, descent=Descent(epochs=8, tokens_per_step=64, below=1.0)))
 ROWS = 120
 
 

@@ -24,6 +24,8 @@ from faster_pruner.model.passes import asking_as_before
 from faster_pruner.model.spec import Sublayer, bias_of
 from faster_pruner.options import Descent
 
+# Minibatches that tell whether the descent made the fit better.
+_JUDGES = 32
 # A branch that is run again gives the same inputs of its projection up to this share of them.
 _SAME = 2e-2
 
@@ -106,9 +108,10 @@ def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
     with _trained(fitting) as modules:
         parameters = _parameters(modules)
         before = [parameter.detach().clone() for parameter in parameters]
-        error = _error(fitting, pieces)
+        judges = pieces[:: -(-len(pieces) // _JUDGES)]
+        error = _error(fitting, judges)
         _train(fitting, modules, pieces, options, seed)
-        found = _error(fitting, pieces)
+        found = _error(fitting, judges)
         if found < error:
             return ""
         with torch.no_grad():

@@ -138,7 +138,7 @@ class Descent:
         below: share of the dense model below which a budget is strong enough for it.
     """
 
-    epochs: int = 8
+    epochs: int = 4
     rate: float = 0.02
     tokens_per_step: int = 512
     below: float = 0.25
