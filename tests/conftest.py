@@ -48,9 +48,10 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the datasets library's cache out of the user's home."""
+    """Keep the caches of the datasets library and of this one out of the user's home."""
     import datasets
 
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
 
 

@@ -16,6 +16,9 @@
 Every message says what arrived, what is supported and what to do. ``assert`` is for our own bugs only.
 """
 
+# Characters of an error that is quoted in a sentence.
+_LONGEST = 300
+
 
 class FasterPrunerError(Exception):
     """Base of every error raised on purpose.
@@ -68,3 +71,8 @@ class NumericalError(InputError):
 
 class VerificationError(FasterPrunerError):
     """The reopened checkpoint did not reproduce the model in memory."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line, cut short."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__

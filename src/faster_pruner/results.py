@@ -193,13 +193,22 @@ class LimitResult:
         cost: its name.
         dense: what the dense model costs, parts that cannot be pruned included.
         asked: the most that was allowed.
-        pruned: what the pruned model costs.
+        pruned: what the pruned model costs; of a time, what the table predicts.
+        measured: what it was measured to take; None for what is counted.
+        where: shape and runtime that it was measured at.
     """
 
     cost: str
     dense: float
     asked: float
     pruned: float
+    measured: float | None = None
+    where: str = ""
+
+    @property
+    def spent(self) -> float:
+        """What the pruned model takes: as measured, or as counted."""
+        return self.pruned if self.measured is None else self.measured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from badness import bad_input
-from faster_pruner.costs.amounts import limit_of, share_or_amount
+from faster_pruner.costs.amounts import limit_of, seconds, share_or_amount, speed_up
 from faster_pruner.costs.budget import Limit
-from faster_pruner.errors import FasterPrunerError
+from faster_pruner.errors import FasterPrunerError, OptionError
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,27 @@ def test_what_is_neither(text: str) -> None:
     bad_input(f"size of {text!r}")
     with pytest.raises(FasterPrunerError):
         limit_of(text, "bytes", option="--size")
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("8ms", 0.008), ("1.5 s", 1.5), ("250us", 250e-6), ("0.5S", 0.5)])
+def test_times(text: str, wanted: float) -> None:
+    assert seconds(text, option="--x") == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("2", 2.0), ("1.5x", 1.5), ("3 X", 3.0)])
+def test_times_faster(text: str, wanted: float) -> None:
+    assert speed_up(text, option="--x") == wanted
+
+
+@pytest.mark.parametrize("text", ["8", "", "ms", "-8ms", "8 m", "8min", "0x8ms", "1,5s", "inf s"])
+def test_what_is_no_time(text: str) -> None:
+    bad_input(f"time of {text!r}")
+    with pytest.raises(OptionError, match="like 8ms"):
+        seconds(text, option="--x")
+
+
+@pytest.mark.parametrize("text", ["1", "0.5", "", "x", "-2", "2%", "two", "1x", "nan"])
+def test_what_is_not_faster(text: str) -> None:
+    bad_input(f"speed-up of {text!r}")
+    with pytest.raises(OptionError, match="like 2 or 1.5x"):
+        speed_up(text, option="--x")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
@@ -67,6 +68,7 @@ def cut_again(
     name = _where_it_was(about) if model is None else as_place(model)
     target.check(reads=[name, folder], rows=None if given is None else given.folder)
     device = run.on()
+    check_runtime(budget, device)
     clock = run.clock(device)
     with clock.stage("load"):
         how = given or Data()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from faster_pruner.api.job import Job, Training, with_measured_multiple
+from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.sizes import family_in, sublayers_of
@@ -113,6 +114,7 @@ def prune_model(
     _check_model(model)
     options, how = as_calibration(calibration), as_method(method)
     budget, device = as_budget(macs), device_of(model)
+    check_runtime(budget, device)
     clock = (run or Run()).clock(device)
     if not hasattr(model, "config"):
         raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from faster_pruner.api import warnings
+from faster_pruner.api import latency, warnings
 from faster_pruner.api.distilling import distilled, forget
 from faster_pruner.api.job import Job
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
@@ -23,11 +23,10 @@ from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
 from faster_pruner.costs.budget import spendings
 from faster_pruner.costs.cost import Macs, Parameters, total
-from faster_pruner.errors import DataError, InputError
+from faster_pruner.errors import DataError, InputError, one_line
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
 from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
-from faster_pruner.method.algorithm import cut
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
@@ -40,6 +39,7 @@ from faster_pruner.results import (
     DistillationResult,
     Evaluation,
     Latency,
+    LimitResult,
     PruneReport,
     SizeResult,
     strict_json,
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 MASKS_FILE = "masks.json"
 # Batches of the calibration set that the reopened checkpoint is compared on.
 _BATCHES_TO_VERIFY = 2
-_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
         InputError: see `method.algorithm.cut`.
     """
     subject = job.calibrated.subject
-    pruned = cut(job.calibrated, job.budget, job.method, clock=clock)
     measured = _Measured()
+    job = latency.with_times(job, clock)
+    pruned, times = latency.cut_in_time(job, clock)
+    measured.warnings += times.warnings
     distillation, recovered = (None, None) if job.training is None else _distil(job, pruned, measured, clock)
     round_weights(pruned.model, subject.dtype)
     mark_as_pruned(pruned.model, pruned.sublayers)
@@ -116,7 +117,7 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
             progress=clock.progress,
         )
     report = replace(
-        _report(job, pruned),
+        _report(job, pruned, times.limits),
         before=measured.before,
         after=measured.after,
         confidence=measured.confidence,
@@ -202,13 +203,8 @@ def _check_pairs(objective: Objective, metric: str, before: Predicted, after: Pr
         raise DataError("with its new tokens the pruned model makes other numbers of predictions of a row")
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line, cut short."""
-    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
-
-
-def _report(job: Job, pruned: Pruned) -> PruneReport:
-    """What is known before anything is measured."""
+def _report(job: Job, pruned: Pruned, times: Sequence[LimitResult]) -> PruneReport:
+    """What is known before predictions are compared; `times` are limits that were measured."""
     calibrated = job.calibrated
     subject, lengths = calibrated.subject, calibrated.data.lengths
     taking_part = {s.name for s in calibrated.sublayers}
@@ -243,7 +239,7 @@ def _report(job: Job, pruned: Pruned) -> PruneReport:
         pruned=small,
         sublayers=pruned.results,
         seconds={},
-        limits=limits,
+        limits=[*limits, *times],
         environment=environment(device_of(subject.model)),
         calibration_hash=job.calibration_hash,
         calibration_rows=calibrated.data.rows,

@@ -11,6 +11,7 @@ from torch import nn
 from faster_pruner.api.corpus import Corpus, Texts, Vocabulary, as_vocabulary
 from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
 from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
@@ -183,6 +184,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         folder=stored_bytes(opened.model, opened.dtype) + companions.bytes,
         statistics=kept_bytes(rows, subject, how, precision),
     )
+    check_runtime(asked.budget, device)
     budget = with_measured_multiple(asked.budget, subject, clock)
     calibrated = calibrate(subject, rows, how, options, clock=clock)
     if before is not None:

@@ -174,6 +174,9 @@ def name_of(budget: Budget) -> str:
         f"{limit.name}-{limit.share:g}" if limit.share is not None else f"{limit.name}-{limit.amount or 0:.6g}"
         for limit in budget.all_limits
     ]
+    if budget.latency is not None:
+        kind = "latency" if budget.latency.share is None else "speed-up"
+        parts.append(f"{kind}-{budget.latency.wanted.removesuffix('x').replace(' ', '')}")
     return "-".join(parts)
 
 

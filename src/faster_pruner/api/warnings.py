@@ -175,10 +175,10 @@ def _loss(before: Evaluation, after: Evaluation) -> float:
 
 def _budgets(limits: Sequence[LimitResult]) -> Iterator[str]:
     for limit in limits:
-        if limit.pruned > _OVERSHOT * limit.asked:
+        if limit.measured is None and limit.pruned > _OVERSHOT * limit.asked:
             yield f"{limit.cost}: {limit.pruned:.4g} are left where at most {limit.asked:.4g} were asked for"
     # of several limits, one stops the others from being used up
-    used = [limit.pruned / min(limit.asked, limit.dense) for limit in limits if min(limit.asked, limit.dense) > 0]
+    used = [limit.spent / min(limit.asked, limit.dense) for limit in limits if min(limit.asked, limit.dense) > 0]
     if used and max(used) < _MISSED:
         yield (
             f"only {max(used):.0%} of the budget is used: no larger sizes that are allowed fit into it; ask for "

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from faster_pruner.errors import OptionError
-from faster_pruner.options import ALLOCATIONS, AllocationName
+from faster_pruner.options import ALLOCATIONS, RUNTIMES, AllocationName, RuntimeName
 
 if TYPE_CHECKING:
     from faster_pruner.costs.budget import Budget
+    from faster_pruner.costs.latency import LatencyLimit
 
 _BUDGET = "Budget"
+_KINDS = ("macs", "params", "size", "latency", "speedup")
 
 
 def _limit(flag: str, words: str) -> Any:
@@ -39,6 +41,14 @@ RoundTo = Annotated[
 ]
 
 
+Batch = Annotated[int, typer.Option("--batch", help="Rows that a latency is of.", rich_help_panel=_BUDGET)]
+Seq = Annotated[int, typer.Option("--seq", help="Tokens per row that a latency is of.", rich_help_panel=_BUDGET)]
+Runtime = Annotated[
+    str,
+    typer.Option("--runtime", help=f"What a latency is measured in: {', '.join(RUNTIMES)}.", rich_help_panel=_BUDGET),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
     """What may be left."""
@@ -47,8 +57,15 @@ class BudgetOptions:
     params: Annotated[str | None, _limit("--params", "Parameters to keep: a share (0.6) or a number (12M).")] = None
     size: Annotated[
         str | None,
-        _limit("--size", "Most bytes of the weights file: a share, or 40MB. With several of these three, all are met."),
+        _limit("--size", "Most bytes of the weights file: a share, or 40MB. With several budgets, all are met."),
     ] = None
+    latency: Annotated[
+        str | None, _limit("--latency", "Most time of a forward here, e.g. 8ms; measured (see the next three).")
+    ] = None
+    speedup: Annotated[str | None, _limit("--speedup", "Or how many times faster than the dense model: 2.")] = None
+    batch: Batch = 1
+    seq: Seq = 128
+    runtime: Runtime = "torch"
     allocation: Allocation = "free"
     round_to: RoundTo = None
 
@@ -65,13 +82,36 @@ class BudgetOptions:
             limits.append(limit_of(self.params, "parameters", option="--params"))
         if self.size is not None:
             limits.append(limit_of(self.size, "bytes", option="--size"))
-        if share is None and not limits:
-            raise OptionError("say what may be left: --macs 0.5, --params 12M or --size 40MB, or several of them")
+        time = self._time()
+        if share is None and not limits and time is None:
+            raise OptionError(
+                "say what may be left: --macs 0.5, --params 12M, --size 40MB, --latency 8ms or --speedup 2, or several"
+            )
         return Budget(
             macs=share,
             limits=tuple(limits),
+            latency=time,
             allocation=cast(AllocationName, self.allocation),
             round_to=self._multiple(),
+        )
+
+    def _time(self) -> LatencyLimit | None:
+        """The limit on latency, if there is one. Raises BudgetError, OptionError."""
+        from faster_pruner.costs.amounts import seconds, speed_up
+        from faster_pruner.costs.latency import LatencyLimit
+
+        if self.latency is None and self.speedup is None:
+            if (self.batch, self.seq, self.runtime) != (1, 128, "torch"):
+                raise OptionError("--batch, --seq and --runtime say where a --latency or a --speedup is measured")
+            return None
+        if self.latency is not None and self.speedup is not None:
+            raise OptionError("--latency and --speedup limit the same; give one of them")
+        return LatencyLimit(
+            share=None if self.speedup is None else 1 / speed_up(self.speedup, option="--speedup"),
+            seconds=None if self.latency is None else seconds(self.latency, option="--latency"),
+            batch=self.batch,
+            tokens=self.seq,
+            runtime=cast(RuntimeName, self.runtime),
         )
 
     def _multiple(self) -> int | Literal["auto"] | None:
@@ -92,8 +132,13 @@ class BudgetsOptions:
     ] = None
     params: Annotated[str | None, _limit("--params", "Parameters: shares, or numbers (12M,9M).")] = None
     size: Annotated[
-        str | None, _limit("--size", "Bytes of the weights file: shares, or 40MB,30MB. One of these three.")
+        str | None, _limit("--size", "Bytes of the weights file: shares, or 40MB,30MB. Give one kind of budgets.")
     ] = None
+    latency: Annotated[str | None, _limit("--latency", "Times of a forward, measured here: 20ms,10ms.")] = None
+    speedup: Annotated[str | None, _limit("--speedup", "Times faster than the dense model: 1.5,2,3.")] = None
+    batch: Batch = 1
+    seq: Seq = 128
+    runtime: Runtime = "torch"
     allocation: Allocation = "free"
     round_to: RoundTo = None
 
@@ -101,11 +146,12 @@ class BudgetsOptions:
         """The budgets. Raises BudgetError, OptionError."""
         from faster_pruner.costs.amounts import several
 
-        given = {name: getattr(self, name) for name in ("macs", "params", "size") if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in _KINDS if getattr(self, name) is not None}
         if len(given) != 1:
-            raise OptionError("give one kind of budgets: --macs 0.9:0.1:0.1, --params 0.7,0.5 or --size 40MB,30MB")
+            raise OptionError(
+                "give one kind of budgets: --macs 0.9:0.1:0.1, --params 0.7,0.5, --size 40MB,30MB, --latency 20ms,10ms "
+                "or --speedup 1.5,2,3"
+            )
         ((name, text),) = given.items()
-        return [
-            BudgetOptions(**{name: each}, allocation=self.allocation, round_to=self.round_to).value()
-            for each in several(text, option=f"--{name}")
-        ]
+        common = {name: getattr(self, name) for name in ("batch", "seq", "runtime", "allocation", "round_to")}
+        return [BudgetOptions(**{name: each}, **common).value() for each in several(text, option=f"--{name}")]

@@ -13,6 +13,7 @@ _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _UNITS: Mapping[CostName, Mapping[str, float]] = {"macs": _COUNTS, "parameters": _COUNTS, "bytes": _SIZES}
 _EXAMPLES: Mapping[CostName, str] = {"macs": "1.2G", "parameters": "12M", "bytes": "40MB"}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _NUMBER = re.compile(r"\s*(?P<number>\d+\.?\d*(e[+-]?\d+)?|\.\d+)\s*(?P<unit>%|[a-z]*)\s*", re.IGNORECASE)
 
 
@@ -81,3 +82,20 @@ def limit_of(text: str, cost: CostName, *, option: str) -> Limit:
     """A limit as it is written. Raises BudgetError, OptionError."""
     share, amount = share_or_amount(text, cost, option=option)
     return Limit(cost=cost, share=share, amount=amount)
+
+
+def seconds(text: str, *, option: str) -> float:
+    """A time with its unit: "8ms", "1.5 s". Raises OptionError."""
+    found = _NUMBER.fullmatch(text)
+    if found is None or found["unit"].lower() not in _TIMES:
+        raise OptionError(f"{option} is {shown(text)}; it must be a time with its unit ({', '.join(_TIMES)}), like 8ms")
+    return float(found["number"]) * _TIMES[found["unit"].lower()]
+
+
+def speed_up(text: str, *, option: str) -> float:
+    """How many times faster: "2", "1.5x". Raises OptionError."""
+    found = _NUMBER.fullmatch(text)
+    number = float(found["number"]) if found is not None and found["unit"].lower() in ("", "x") else 0.0
+    if number <= 1:
+        raise OptionError(f"{option} is {shown(text)}; it must be a number above 1, like 2 or 1.5x")
+    return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from faster_pruner.checks import is_number, made_of, one_of, shown, whole_number
 from faster_pruner.costs.cost import Bytes, Cost, Macs, Parameters, total
+from faster_pruner.costs.latency import LatencyLimit, TimeTable
 from faster_pruner.errors import BudgetError
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.options import ALLOCATIONS, AllocationName
@@ -74,6 +75,7 @@ class Budget:
         macs: share of the encoder's MACs to keep, inside (0, 1); None when `limits` says it all. 1 limits nothing: for
             where something else is made smaller (see `prunes`).
         limits: further limits; all are met together.
+        latency: the most time that a forward may take; measured, and met together with the others.
         allocation: `free` lets every sublayer have its own size; `bucketed` takes sizes from a small set (quarters of
             the heads, eighths of the neurons); `uniform` gives all layers the same size; `stock` does so, too, and
             removes only what the stock config can express.
@@ -83,6 +85,7 @@ class Budget:
 
     macs: float | None = None
     limits: tuple[Limit, ...] = ()
+    latency: LatencyLimit | None = None
     allocation: AllocationName = "free"
     round_to: int | Literal["auto"] | None = None
 
@@ -95,28 +98,45 @@ class Budget:
         made_of("limits", self.limits, (tuple,))
         for limit in self.limits:
             made_of("each of the limits", limit, (Limit,))
-        if not self.all_limits and not self._keeps_all_macs:
+        made_of("latency", self.latency, (LatencyLimit, type(None)))
+        if not self.prunes and not self._keeps_all_macs:
             raise BudgetError("say what the pruned model may cost, for instance half of the MACs")
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:
-        """Every limit."""
+        """Every limit but the latency, which becomes one when it has been measured (`timed`)."""
         own = () if self.macs is None or self._keeps_all_macs else (Limit(cost="macs", share=self.macs),)
         return own + self.limits
 
     @property
     def prunes(self) -> bool:
         """Whether it limits anything: one that does not goes with what makes a model smaller in another way."""
-        return bool(self.all_limits)
+        return bool(self.all_limits) or self.latency is not None
 
     @property
     def _keeps_all_macs(self) -> bool:
         return is_number(self.macs) and self.macs == 1
 
+    @property
+    def times(self) -> TimeTable | None:
+        """The table that its latency is measured by, where it has been."""
+        return next((limit.cost for limit in self.limits if isinstance(limit.cost, TimeTable)), None)
+
+    @property
+    def counted(self) -> tuple[Limit, ...]:
+        """Limits on what can be counted, whatever the machine."""
+        return tuple(limit for limit in self.all_limits if not isinstance(limit.cost, TimeTable))
+
+    def timed(self, table: TimeTable, seconds: float) -> Budget:
+        """The same budget, whose latency is a limit of so many seconds by a measured table."""
+        own = Limit(cost=table, amount=seconds)
+        return replace(self, limits=(*(e for e in self.limits if not isinstance(e.cost, TimeTable)), own))
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        limits = [{"cost": limit.name, "share": limit.share, "amount": limit.amount} for limit in self.all_limits]
-        return {"macs": self.macs, "limits": limits, "allocation": self.allocation, "round_to": self.round_to}
+        limits = [{"cost": limit.name, "share": limit.share, "amount": limit.amount} for limit in self.counted]
+        found = {"macs": self.macs, "limits": limits, "allocation": self.allocation, "round_to": self.round_to}
+        return found if self.latency is None else {**found, "latency": asdict(self.latency)}
 
 
 def as_budget(given: float | Budget) -> Budget:
@@ -197,6 +217,8 @@ def bounds_of(
     Raises:
         BudgetError: a limit that the model cannot meet without any sublayer, or none that it does not meet as it is.
     """
+    if budget.latency is not None and budget.times is None:
+        raise BudgetError("measure first how long sublayers take (api.latency.with_times)")
     found: list[Bound] = []
     for limit in budget.all_limits:
         cost = _make(limit.cost, lengths, bytes_each)
@@ -225,7 +247,7 @@ def spendings(
     bytes_each: int,
     dense: nn.Module | None = None,
 ) -> list[LimitResult]:
-    """Every limit of a budget: what the dense model costs, what was asked for, and what is left.
+    """Every limit that can be counted: what the dense model costs, what was asked for, and what is left.
 
     Args:
         budget: what was asked for.
@@ -237,7 +259,7 @@ def spendings(
         dense: the dense model, where that is another one: its other parts may be larger.
     """
     found: list[LimitResult] = []
-    for limit in budget.all_limits:
+    for limit in budget.counted:
         cost = _make(limit.cost, lengths, bytes_each)
         fixed = cost.fixed(model, sublayers)
         whole = total(cost, sublayers) + (fixed if dense is None else cost.fixed(dense, sublayers))

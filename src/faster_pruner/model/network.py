@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,6 +28,11 @@ class Network:
     def copied(self) -> Network:
         """The same sublayers of a copy of the model."""
         return Network(copy.deepcopy(self.model), self.sublayers)
+
+    def thin(self) -> Network:
+        """The same sublayers of a copy that shares all tensors with the model; shrinking writes into none."""
+        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return Network(copy.deepcopy(self.model, dict[int, Any](shared)), self.sublayers)
 
     def shrunk(self, selection: Mapping[str, Tensor]) -> Network:
         """The same model, in place, with the selected units [k] of every sublayer only."""

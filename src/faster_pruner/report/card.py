@@ -217,7 +217,7 @@ def _budget(report: PruneReport) -> str:
     """What was asked for, and what is left."""
     found = [
         f"{each.asked / each.dense:.0%} of the {COST_WORDS.get(each.cost, each.cost)} asked, "
-        f"{each.pruned / each.dense:.2%} met"
+        f"{each.spent / each.dense:.2%} met{each.where and f' at {each.where}'}"
         for each in report.limits
     ]
     return "; ".join(found)

@@ -15,7 +15,7 @@ from faster_pruner.report.headline import headline
 from faster_pruner.results import DistillationResult, Evaluation, PruneReport
 
 # How costs are called.
-COST_WORDS = {"macs": "encoder's MACs", "parameters": "parameters", "bytes": "weights file"}
+COST_WORDS = {"macs": "encoder's MACs", "parameters": "parameters", "bytes": "weights file", "latency": "latency"}
 
 # Terminals narrower than this get fewer columns.
 _NARROW = 72
@@ -47,6 +47,8 @@ def print_summary(report: PruneReport, console: Console) -> None:
         table.add_row(row.what, row.before, row.after, row.change)
     console.print(table)
     console.print(_sublayer_table(report, narrow=console.width < _NARROW))
+    for line in requested_latencies(report):
+        console.print(Text(line))
     if report.distillation is not None:
         console.print(Text(distilled(report.distillation)))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
@@ -173,6 +175,16 @@ def _latency_rows(report: PruneReport) -> list[_Change]:
             f"{shape.speed_up:.2f}x faster" if shape.speed_up >= 1 else f"{1 / shape.speed_up:.2f}x slower",
         )
         for shape in report.latency
+    ]
+
+
+def requested_latencies(report: PruneReport) -> list[str]:
+    """What was asked for in time, what the table of sublayers predicts of the sizes, and what the model takes."""
+    return [
+        f"latency, {limit.where}: {1000 * limit.asked:.3g} ms asked, {1000 * limit.pruned:.3g} predicted, "
+        f"{1000 * limit.measured:.3g} measured ({limit.dense / limit.measured:.2f}x)"
+        for limit in report.limits
+        if limit.measured
     ]
 
 

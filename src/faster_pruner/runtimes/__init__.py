@@ -1,5 +1,8 @@
 """What runs models: timing on the machine at hand, and the formats of other runtimes."""
 
-# What `bench` can time, and what `export` can write.
-RUNTIMES = ("torch", "compile", "onnx")
+from faster_pruner.options import RUNTIMES
+
+__all__ = ["FORMATS", "RUNTIMES"]
+
+# What `export` can write.
 FORMATS = ("onnx", "openvino")

@@ -71,7 +71,7 @@ def compare(
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for runtime in runtimes:
             for place, entry in enumerate(entries):
-                runs[entry.name, runtime] = _runner(entry.model, runtime, Path(folder) / f"{place}.onnx")
+                runs[entry.name, runtime] = runner(entry.model, runtime, Path(folder) / f"{place}.onnx")
         for batch, sequence in shapes:
             inputs = made_up_inputs(entries[0].model, batch, sequence)
             if "compile" in runtimes:
@@ -87,7 +87,7 @@ def compare(
     return _timings(entries, seconds, peaks)
 
 
-def _runner(model: nn.Module, runtime: str, file: Path) -> Callable[[dict[str, Tensor]], Any]:
+def runner(model: nn.Module, runtime: str, file: Path) -> Callable[[dict[str, Tensor]], Any]:
     """A function that runs one forward."""
     if runtime == "onnx":
         device = next(model.parameters()).device

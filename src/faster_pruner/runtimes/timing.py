@@ -113,6 +113,7 @@ def time_in_turn(
     fewest: int,
     most: int,
     enough: float = 0.0,
+    progress: Progress | None = None,
 ) -> dict[K, list[float]]:
     """Seconds of every call, taken in turn, so that a drifting machine slows all of them alike.
 
@@ -123,7 +124,9 @@ def time_in_turn(
         fewest: turns at least.
         most: turns at most.
         enough: seconds in all after which no further turn is begun.
+        progress: told after each turn.
     """
+    listener = progress or Silent()
     for _ in range(warm_up):
         for call in calls.values():
             time_call(call, device)
@@ -134,6 +137,7 @@ def time_in_turn(
             break
         for key, call in calls.items():
             found[key].append(time_call(call, device))
+        listener.step()
     return found
 
 
