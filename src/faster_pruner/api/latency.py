@@ -72,15 +72,19 @@ def check_runtime(budget: Budget, device: torch.device) -> None:
         raise OptionError(f"the runtime 'onnx' is timed on the CPU; the model is on {device}", option="device")
 
 
-def with_times(job: Job, clock: StageClock) -> Job:
+def with_times(job: Job, clock: StageClock) -> tuple[Job, list[Timed]]:
     """A job whose latency is a limit by a measured table, scaled to what whole models of such sizes take.
+
+    Returns:
+        It, and the candidates that were timed on the way.
 
     Raises:
         BudgetError: no size of the sublayers is as fast as that.
     """
     limit = job.budget.latency
     if limit is None:
-        return job
+        return job, []
+    tried: list[Timed] = []
     check_runtime(job.budget, device_of(job.calibrated.model))
     bench = _bench(job)
     with clock.stage(_STAGE):
@@ -93,11 +97,12 @@ def with_times(job: Job, clock: StageClock) -> Job:
         for _ in range(_CANDIDATES):
             selection = _selection(job)
             found = _timed(job, limit, bench.pair(selection), _resized(job.calibrated.sublayers, selection))
+            tried.append(found)
             job = found.job
             clock.progress.step()
             if abs(found.off) <= _CLOSER or not (found.binding or found.off > 0):
                 break
-    return job
+    return job, tried
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     """
     subject = job.calibrated.subject
     measured = _Measured()
-    job = latency.with_times(job, clock)
+    job, _ = latency.with_times(job, clock)
     pruned, times = latency.cut_in_time(job, clock)
     measured.warnings += times.warnings
     distillation, recovered = (None, None) if job.training is None else _distil(job, pruned, measured, clock)
