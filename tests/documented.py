@@ -43,8 +43,10 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(block: Block) -> list[tuple[int, list[str]]]:
-    """Every command of a shell block, as (line of the page, words): comments left out, continued lines joined."""
+    """Every command of a block, as (line of the page, words): comments left out, continued lines joined."""
     found: list[tuple[int, list[str]]] = []
+    if block.language not in SHELL:
+        return found
     line = block.line
     for text in block.text.replace("\\\n", "\\\r").split("\n"):
         for part in text.replace("\\\r", " ").removeprefix("$ ").split(" && "):

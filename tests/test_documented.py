@@ -30,6 +30,7 @@ from command import run
 from documented import PAGES, ROOT, SHELL, Block, blocks_of, commands_of
 from faster_pruner.api import demo
 from faster_pruner.cli import app
+from faster_pruner.model.table import FAMILIES
 from faster_pruner.runtimes import comparison
 
 pytest.importorskip("sentence_transformers")
@@ -95,7 +96,7 @@ def _run_command(words: Sequence[str], folder: Path) -> str:
         assert "Traceback" not in out + err
         return "" if code == 0 else err.strip().splitlines()[-1]
     if words[0] == PYTHON:
-        return _run_script(words[1:], folder)
+        return _run_script(words[1:], folder, whole=" ".join(words[1:]).startswith(WHOLE))
     if words[0] == PIP:
         return _extras(words)
     if words[0] == MAKE:
@@ -115,10 +116,6 @@ class _Parsed(Exception):
     """A script has understood its arguments."""
 
 
-def _whole(words: Sequence[str]) -> bool:
-    return " ".join(words).startswith(WHOLE)
-
-
 _parse = argparse.ArgumentParser.parse_args
 
 
@@ -128,13 +125,13 @@ def _parse_and_stop(parser: argparse.ArgumentParser, *given: Any) -> None:
 
 
 @contextmanager
-def _as_script(words: Sequence[str], script: Path) -> Iterator[None]:
+def _as_script(words: Sequence[str], script: Path, *, whole: bool) -> Iterator[None]:
     """As python would start it; the modules beside it are forgotten afterwards."""
     before = {*sys.modules}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(words))
         patch.syspath_prepend(str(script.parent))
-        if not _whole(words):
+        if not whole:
             patch.setattr(argparse.ArgumentParser, "parse_args", _parse_and_stop)
         try:
             yield
@@ -144,17 +141,17 @@ def _as_script(words: Sequence[str], script: Path) -> Iterator[None]:
                     del sys.modules[name]
 
 
-def _run_script(words: Sequence[str], folder: Path) -> str:
-    """What is wrong with a script of the copied repository, or with its arguments."""
+def _run_script(words: Sequence[str], folder: Path, *, whole: bool) -> str:
+    """What is wrong with a script of the copied repository, or, where it is not to do all its work, its arguments."""
     script = folder / words[0]
     if not script.is_file():
         return "there is no such script"
     try:
-        with _as_script(words, script):
+        with _as_script(words, script, whole=whole):
             runpy.run_path(str(script), run_name="__main__")
     except (_Parsed, SystemExit) as ended:
         return f"its arguments are not understood ({ended})" if isinstance(ended, SystemExit) else ""
-    return "" if _whole(words) else "it takes no arguments"
+    return "" if whole else "it takes no arguments"
 
 
 def _copy_benchmarks(folder: Path) -> None:
@@ -195,17 +192,27 @@ def test_what_a_page_shows_runs(
     for block in blocks_of(page):
         if block.language == "python":
             _run_python(block, page, tmp_path)
-        elif block.language in SHELL:
-            for line, words in commands_of(block):
-                said = _run_command(words, tmp_path)
-                wrong += [f"{page.name}:{line}: {' '.join(words)}: {said}"] if said else []
+        for line, words in commands_of(block):
+            said = _run_command(words, tmp_path)
+            wrong += [f"{page.name}:{line}: {' '.join(words)}: {said}"] if said else []
     assert wrong == []
 
 
+def _saved(words: Sequence[str]) -> bool:
+    """Whether a script computes nothing, and writes a page from the figures that were saved."""
+    return "show" in words[-1] or words[-1] == "benchmarks/readme_table.py"
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_tables_of_the_pages_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What readme_table.py writes is what is there."""
+    """What the scripts write from the saved figures is what is there."""
+    monkeypatch.chdir(tmp_path)
     _copy_benchmarks(tmp_path)
-    assert _run_script(["benchmarks/readme_table.py"], tmp_path) == ""
+    commands = [words for block in blocks_of(ROOT / "docs" / "reproduce.md") for _, words in commands_of(block)]
+    writing = [words[1:] for words in commands if words[0] == PYTHON and _saved(words)]
+    assert len(writing) == 10
+    for words in writing:
+        assert _run_script(words, tmp_path, whole=True) == "", words
     for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         assert file.read_text() == (tmp_path / file.relative_to(ROOT)).read_text(), file.name
 
@@ -258,3 +265,10 @@ def test_a_command_of_nobody_is_noticed(
     _copy_benchmarks(tmp_path)
     for line in lines:
         assert _run_command(shlex.split(line), tmp_path), line
+
+
+def test_the_family_that_the_page_describes_is_that_of_the_table() -> None:
+    [example] = [block for block in blocks_of(ROOT / "docs" / "families.md") if block.language == "python"]
+    found: dict[str, Any] = {}
+    exec(example.text, found)
+    assert found["family"] == FAMILIES["bert"]
