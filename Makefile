@@ -1,10 +1,11 @@
 # make demo: install into .venv and run the main job on a real encoder.
-# make test: install, lint, type-check, check the layering, run the tests.
+# make test: install, lint, type-check, check the layering, build the pages, run the tests.
+# make site: the pages of docs/ as a site, in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # make test-oldest: the main job on the oldest versions that pyproject.toml allows (in .venv-oldest).
-.PHONY: demo test test-oldest lint install format
+.PHONY: demo test test-oldest lint site install format
 
 # Done again when the dependencies change; works on an existing .venv too.
 .venv/.installed: pyproject.toml constraints.txt
@@ -23,8 +24,12 @@ lint: .venv/.installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# what a page names must be there: a dead link is an error
+site: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # a process per core: the tests' models are too small for threads
-test: lint
+test: lint site
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt

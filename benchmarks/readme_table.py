@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/guide.md from benchmarks/results/*.json, between their markers."""
+"""Write the tables of README.md and of two pages of docs/ from benchmarks/results/*.json, between their markers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def main() -> None:
     """All tables."""
     write_table(ROOT / "README.md", "accuracy", accuracy())
     write_table(ROOT / "README.md", "baselines", baselines())
-    write_table(ROOT / "docs" / "guide.md", "allocations", allocations())
+    write_table(ROOT / "docs" / "budget.md", "allocations", allocations())
     write_table(ROOT / "docs" / "decisions.md", "precisions", precisions())
 
 

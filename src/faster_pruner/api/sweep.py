@@ -61,7 +61,11 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What `sweep` gives back: its points, in the order in which they were asked for."""
+    """What `sweep` gives back.
+
+    Attributes:
+        points: in the order in which they were asked for.
+    """
 
     points: list[SweepPoint]
 

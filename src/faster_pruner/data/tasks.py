@@ -43,7 +43,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Columns to read in place of the task's own; None leaves them."""
+    """Columns to read in place of the task's own; None leaves them.
+
+    Attributes:
+        text: first or only text, or whatever the model's main input is made of.
+        text_pair: second text.
+        label: class index, class name, target, or a list of them.
+    """
 
     text: str | None = None
     text_pair: str | None = None

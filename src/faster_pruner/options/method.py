@@ -293,7 +293,14 @@ PRESETS: dict[str, Method] = {
 
 
 def preset(name: str) -> Method:
-    """A preset by name. Raises OptionError."""
+    """A preset by name.
+
+    Args:
+        name: default, kwon2022 or li2024.
+
+    Raises:
+        OptionError: there is no such preset.
+    """
     one_of("preset", name, tuple(PRESETS))
     return PRESETS[name]
 
