@@ -40,6 +40,7 @@ from faster_pruner.results import (
     DistillationResult,
     Evaluation,
     Latency,
+    Lengths,
     PruneReport,
     SizeResult,
     strict_json,
@@ -247,6 +248,7 @@ def _report(job: Job, pruned: Pruned) -> PruneReport:
         environment=environment(device_of(subject.model)),
         calibration_hash=job.calibration_hash,
         calibration_rows=calibrated.data.rows,
+        lengths=Lengths.of(calibrated.row_lengths, truncated=job.truncated),
         opens_plain=opens_with_stock_class(pruned.model, pruned.sublayers),
         warnings=warnings.of_the_method(calibrated, pruned.results),
     )
