@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from faster_pruner.api.outcome import MASKS_FILE
 from faster_pruner.errors import DataError, OutputError
@@ -54,6 +55,11 @@ def check_page(file: Path) -> None:
         raise OutputError(f"{str(file)!r} is there already, and no report of ours; it is not replaced: move it away")
 
 
+def link_to(folder: Path) -> str:
+    """From beside a folder to its report; empty where it has none."""
+    return f"{quote(folder.name)}/{PAGE_FILE}" if (folder / PAGE_FILE).is_file() else ""
+
+
 def page_of(folder: Path) -> str:
     """The page of a folder of results. Raises DataError."""
     return _content(folder)[0]
@@ -65,12 +71,13 @@ def _content(folder: Path) -> tuple[str, list[Picture]]:
         found = read_result(folder, MASKS_FILE)
         return _whatever_it_says(lambda: _of_one(found), folder)
     inside = sorted(each.parent for each in folder.glob(f"*/{RESULT_FILE}"))
-    members = [
-        Member(each.name, read_result(each, MASKS_FILE).report, link=f"{each.name}/{PAGE_FILE}") for each in inside
-    ]
+    members = [Member(each.name, read_result(each, MASKS_FILE).report, link=link_to(each)) for each in inside]
     known = _largest_first(member for member in members if member.report is not None)
     if not known:
         raise DataError(f"{str(folder)!r} has no {RESULT_FILE}, and no folder in it has: give a folder of results")
+    of = {(member.report.model, member.report.task) for member in known if member.report is not None}
+    if len(of) > 1:
+        raise DataError(f"the folders in {str(folder)!r} hold results of {len(of)} models or tasks: give one of them")
     return _whatever_it_says(lambda: (family_page(known), family_pictures(known)), folder)
 
 

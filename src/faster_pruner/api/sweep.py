@@ -11,7 +11,7 @@ from typing import Any
 
 from faster_pruner.api.job import Job, with_measured_multiple
 from faster_pruner.api.outcome import cut_and_measure, one_line, save
-from faster_pruner.api.page import check_page
+from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.screening import as_place
@@ -177,7 +177,7 @@ def _with_page(found: SweepResult, file: Path) -> SweepResult:
         Member(
             point.name,
             point.report,
-            link="" if point.report is None else f"{point.name}/{PAGE_FILE}",
+            link="" if point.folder is None else link_to(point.folder),
             failed=point.failed,
         )
         for point in found.points

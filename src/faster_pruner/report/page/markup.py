@@ -48,7 +48,7 @@ def joined(parts: Iterable[str], between: str = "") -> Markup:
 
 def breakable(path: str) -> Markup:
     """A path with dots, which may go on in the next line after each of them."""
-    return joined(path.split("."), Markup(".<wbr>"))
+    return joined(path.split("."), Markup(".<wbr/>"))
 
 
 def _value(value: str | float) -> str:

@@ -250,7 +250,7 @@ def sizes(report: PruneReport) -> Picture:
         for cost, label, before, after in known
         if before
     ]
-    drawn, height = bars(rows, most=max(1.0, *(row.value for row in rows if math.isfinite(row.value))))
+    drawn, height = bars(rows, most=_longest(rows))
     told = "; ".join(f"{row.label} {row.words}" for row in rows)
     note = "Share of the dense model. The line across a bar is what the budget allowed." if asked else ""
     return Picture("sizes", "What is left of the model", told, drawn, height, note)
@@ -264,10 +264,15 @@ def speed(report: PruneReport) -> Picture | None:
         Bar(f"{each.batch} {words.TIMES} {each.sequence}", each.speed_up, words.faster(each.speed_up))
         for each in report.latency
     ]
-    drawn, height = bars(rows, most=max(1.0, *(row.value for row in rows if math.isfinite(row.value))), at=1.0)
+    drawn, height = bars(rows, most=_longest(rows), at=1.0)
     told = "; ".join(f"{row.label} tokens {row.words}" for row in rows)
     note = "At rows \N{MULTIPLICATION SIGN} tokens, PyTorch eager, both models in turn. The line is the dense model."
     return Picture("speed", "Measured speed-up", told, drawn, height, note)
+
+
+def _longest(rows: Sequence[Bar]) -> float:
+    """Where bars end that show shares and multiples of the dense model, which is among them."""
+    return max([1.0, *(row.value for row in rows if math.isfinite(row.value))])
 
 
 def times(seconds: Mapping[str, float]) -> Picture | None:
@@ -282,7 +287,7 @@ def times(seconds: Mapping[str, float]) -> Picture | None:
 
 def lengths(found: Lengths) -> Picture:
     """A histogram of the calibration rows by their length."""
-    left, right, top, high = 52.0, WIDTH - 8, 6.0, 120.0
+    left, right, top, high = 52.0, WIDTH - 18, 6.0, 120.0
     across = Axis.over(found.edges, left, right)
     up = Axis.over(found.rows, high + top, top, zero=True)
     parts = [beside(up, left, right), below(across, high + top, high + top, "real tokens of a row")]
@@ -301,7 +306,7 @@ def distilled(found: DistillationResult) -> Picture | None:
     points = [(step, value) for step, value in points if math.isfinite(value)]
     if len(points) < 2:
         return None
-    left, right, top, high = 60.0, WIDTH - 12, 8.0, 130.0
+    left, right, top, high = 60.0, WIDTH - 18, 8.0, 130.0
     across = Axis.over([step for step, _ in points], left, right, zero=True)
     up = Axis.over([value for _, value in points], high + top, top)
     path = "M" + "L".join(f"{across.at(step):.1f} {up.at(value):.1f}" for step, value in points)
