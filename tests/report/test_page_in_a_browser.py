@@ -118,7 +118,7 @@ def test_it_is_shown_as_it_should(
     assert chromium.value(STICKING_OUT) == []
     assert chromium.value(CUT_OFF) == []
     assert chromium.value(OVERLAPPING) == []
-    assert chromium.value(NAMELESS) == 0
+    assert chromium.value(NAMELESS) == []
     assert chromium.value(FAINT) == []
     assert chromium.said == []
     assert chromium.asked_for == [pages[name].resolve().as_uri()]
