@@ -177,7 +177,7 @@ def write_rows(folder: Path, *, validation: str = "latin") -> Data:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Everything that a folder holds beside reports, which tell how long things took."""
-    told = ("result.json", "README.md")
+    told = ("result.json", "README.md", "report.html")
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in sorted(folder.rglob("*"))

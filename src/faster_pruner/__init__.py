@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.vocabulary import VocabularyResult, prune_vocabulary
     from faster_pruner.checkpoint.opening import load
     from faster_pruner.costs.budget import Budget, Limit
+    from faster_pruner.costs.latency import LatencyLimit
     from faster_pruner.data.tasks import Columns, Data
     from faster_pruner.host.folders import Output
     from faster_pruner.objectives.objective import Objective, Predictions

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Of a histogram of lengths.
+_MOST_BINS = 32
+
 
 def strict_json(value: Any) -> str:
     """JSON that every reader takes: what is NaN or infinite becomes null."""
@@ -32,6 +35,7 @@ class SublayerResult:
         name: `layers.<i>.<kind>`.
         units_before: units before pruning.
         units: units kept.
+        unit: what one unit is called: "head", "neuron".
         residual_before: relative root-mean-square error against the target after slicing, before recovery; None
             without recovery.
         residual_after: the same after recovery.
@@ -40,12 +44,15 @@ class SublayerResult:
         solver: name of the solver that gave the result.
         status: status of its solve; `skipped`, `stopped` or `not reached` where recovery did not touch the sublayer.
         iterations: iterations of the solve.
+        solve_residual: relative residual of the system that was solved, the largest over its right-hand sides; None
+            where nothing was solved.
         note: advice or the reason for a fallback; empty when all went well.
     """
 
     name: str
     units_before: int
     units: int
+    unit: str = "unit"
     residual_before: float | None = None
     residual_after: float | None = None
     drift_before: float | None = None
@@ -53,6 +60,7 @@ class SublayerResult:
     solver: str = ""
     status: str = ""
     iterations: int = 0
+    solve_residual: float | None = None
     note: str = ""
 
 
@@ -250,6 +258,42 @@ class DistillationResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How long the rows of a calibration set are, in real tokens.
+
+    Attributes:
+        edges: of the bins: bin i holds the rows of at least `edges[i]` and less than `edges[i + 1]` tokens.
+        rows: in each bin.
+        shortest: of all rows.
+        median: of all rows.
+        longest: of all rows.
+        truncated: rows that were longer than a row may be, and were cut; None where nothing says so.
+    """
+
+    edges: list[int]
+    rows: list[int]
+    shortest: int
+    median: float
+    longest: int
+    truncated: int | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], *, truncated: int | None = None) -> Lengths | None:
+        """Of so many tokens per row; None without a row."""
+        if not lengths:
+            return None
+        ordered = sorted(lengths)
+        shortest, longest = ordered[0], ordered[-1]
+        width = -(-(longest - shortest + 1) // _MOST_BINS)
+        edges = list(range(shortest, longest + width + 1, width))
+        rows = [0] * (len(edges) - 1)
+        for length in ordered:
+            rows[(length - shortest) // width] += 1
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        return cls(edges=edges, rows=rows, shortest=shortest, median=middle, longest=longest, truncated=truncated)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneReport:
     """Everything a run has to say; written to `result.json` beside the checkpoint.
 
@@ -272,6 +316,7 @@ class PruneReport:
         latency: measured, by shape.
         calibration_hash: of the rows.
         calibration_rows: rows that it was calibrated on: those asked for, as far as there were so many.
+        lengths: of those rows; None where they are not known.
         opens_plain: whether plain transformers opens the checkpoint.
         verified: what was verified, in words; empty for a result that was not saved.
         distillation: what it did; None without.
@@ -297,6 +342,7 @@ class PruneReport:
     latency: list[Latency] = field(default_factory=list)
     calibration_hash: str = ""
     calibration_rows: int = 0
+    lengths: Lengths | None = None
     opens_plain: bool = False
     verified: str = ""
     distillation: DistillationResult | None = None
@@ -306,95 +352,3 @@ class PruneReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; what is NaN or infinite is None."""
         return _finite(asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SublayerFound:
-    """One kind of sublayer of a stack, as `inspect` shows it.
-
-    Attributes:
-        kind: "attention", "ffn" and the like.
-        unit: what one unit is called.
-        layers: indices of the layers that have it.
-        units: per layer, units that it has now.
-        columns: of one unit.
-        projection: path inside a layer.
-        producers: paths inside a layer, each with the rows that it has per unit, in words.
-        join: how the branch joins the stream, in words.
-        follows: what else changes with the units.
-        least: the fewest units that may be left.
-        stock: whether plain transformers builds other numbers of units from the config.
-        macs: for one row of `Inspection.length` tokens.
-    """
-
-    kind: str
-    unit: str
-    layers: list[int]
-    units: list[int]
-    columns: int
-    projection: str
-    producers: dict[str, str]
-    join: str
-    follows: list[str]
-    least: int
-    stock: bool
-    macs: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackFound:
-    """One stack of layers, as `inspect` shows it.
-
-    Attributes:
-        name: first part of the names of its sublayers.
-        path: of the list of layers, from the model's root.
-        layers: how many it has.
-        calls: how often each runs in one forward.
-        sublayers: by kind.
-    """
-
-    name: str
-    path: str
-    layers: int
-    calls: int
-    sublayers: list[SublayerFound]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What of a checkpoint can be pruned.
-
-    Attributes:
-        model: a hub id, or the name of its folder.
-        model_class: transformers' class.
-        task: the hub's name of what it is for; empty when no objective is known for its class.
-        origin: "table", "detected" (and proved on a batch), or "recorded" (by the checkpoint itself).
-        pruned: whether faster-pruner has pruned it before.
-        parameters: of the whole model.
-        prunable: those of its sublayers.
-        length: tokens per row that MACs are given for.
-        stacks: with their sublayers.
-        left: why parts stay whole, and their paths, with the numbers of all layers that have one ("layers.0-5.router").
-    """
-
-    model: str
-    model_class: str
-    task: str
-    origin: str
-    pruned: bool
-    parameters: int
-    prunable: int
-    length: int
-    stacks: list[StackFound]
-    left: dict[str, list[str]]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0-3, 5: the numbers of layers."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

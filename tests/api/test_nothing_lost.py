@@ -62,6 +62,7 @@ def fail(*_arguments: object, **_options: object) -> Any:
         ("confidence", "accuracy has no confidence interval"),
         ("measure", "latency could not be measured"),
         ("model_card", "the model card is a short one"),
+        ("page", "there is no report.html"),
     ],
 )
 def test_what_fails_after_the_work_is_a_warning(

@@ -68,6 +68,7 @@ def test_companions_of_a_checkpoint_come_along_unchanged(source: Path, data: Pat
     for name in [*KEPT, "tokenizer.json", "tokenizer_config.json"]:
         assert (out / name).read_bytes() == (source / name).read_bytes(), name
     ours = {"config.json", "model.safetensors", "README.md", "result.json", "masks.json", "modeling_faster_pruner.py"}
+    ours |= {"report.html"}
     found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     assert found == ours | set(KEPT) | {"tokenizer.json", "tokenizer_config.json"}
     assert (out / "README.md").read_bytes() != LEFT["README.md"]

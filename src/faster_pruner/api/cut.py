@@ -96,6 +96,7 @@ def cut_again(
         method=kept.method,
         options=kept.options,
         calibration_hash=about.calibration_hash,
+        truncated=about.truncated,
         timed_on=usual_inputs(opened, next(iter(splits.values()), None)),
         processor=opened.processor,
         companions=companions,

@@ -18,10 +18,11 @@ from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.places import public_name
+from faster_pruner.inspected import Inspection, StackFound, SublayerFound, ranges
 from faster_pruner.model.shrink import Producer
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.registry import kind_of
-from faster_pruner.results import Inspection, StackFound, SublayerFound, ranges, strict_json
+from faster_pruner.results import strict_json
 
 # The first number in a path is that of the layer.
 _NUMBERED = re.compile(r"((?:[^.]*[^.0-9][^.]*\.)*)(\d+)(\..*)?")

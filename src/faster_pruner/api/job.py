@@ -77,6 +77,7 @@ class Job:
         method: how.
         options: of the calibration.
         calibration_hash: of its rows.
+        truncated: calibration rows that were cut because they were too long; None where nobody knows.
         timed_on: inputs on which dense and pruned model are timed.
         processor: tokenizer, image processor or feature extractor that goes with the model, if any.
         companions: files that go with it unchanged.
@@ -97,6 +98,7 @@ class Job:
     options: CalibrationOptions
     calibration_hash: str
     timed_on: list[dict[str, Tensor]]
+    truncated: int | None = None
     processor: Processor | None = None
     companions: Companions = NONE
     head: Head | None = None

@@ -26,7 +26,7 @@ from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import DataError, InputError, one_line
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
-from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
+from faster_pruner.host.marks import FILES, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
@@ -34,11 +34,13 @@ from faster_pruner.objectives.evaluation import confidence, evaluate, predict_ro
 from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted
 from faster_pruner.progress import Progress, StageClock
 from faster_pruner.report.card import CARD_FILE, minimal_card, model_card
+from faster_pruner.report.page.page import page
 from faster_pruner.results import (
     Confidence,
     DistillationResult,
     Evaluation,
     Latency,
+    Lengths,
     LimitResult,
     PruneReport,
     SizeResult,
@@ -243,6 +245,7 @@ def _report(job: Job, pruned: Pruned, times: Sequence[LimitResult]) -> PruneRepo
         environment=environment(device_of(subject.model)),
         calibration_hash=job.calibration_hash,
         calibration_rows=calibrated.data.rows,
+        lengths=Lengths.of(calibrated.row_lengths, truncated=job.truncated),
         opens_plain=opens_with_stock_class(pruned.model, pruned.sublayers),
         warnings=warnings.of_the_method(calibrated, pruned.results),
     )
@@ -291,7 +294,7 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
 
 
 def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, *, name: str) -> PruneReport:
-    """masks.json, the model card, and result.json, which lists them all; returns the report that it holds."""
+    """masks.json, the card, the page, and result.json, which lists them all; returns the report that it holds."""
     bits = {sublayer: "".join(map(str, mask.int().tolist())) for sublayer, mask in pruned.masks.items()}
     (folder / MASKS_FILE).write_text(json.dumps(bits, indent=0) + "\n")
     try:
@@ -302,6 +305,12 @@ def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, 
         report = replace(report, warnings=[*report.warnings, f"the model card is a short one: {one_line(error)}"])
         encoded = minimal_card(report).encode(errors="replace")
     (folder / CARD_FILE).write_bytes(encoded)
+    try:
+        shown = page(report, masks=bits, vocabulary=job.vocabulary).encode()
+    except Exception as error:  # nor may what strangers called things cost the weights here
+        report = replace(report, warnings=[*report.warnings, f"there is no {PAGE_FILE}: {one_line(error)}"])
+    else:
+        (folder / PAGE_FILE).write_bytes(shown)
     files = sorted({*names_in(folder), RESULT_FILE})
     found = report.to_json() | ({} if job.vocabulary is None else {VOCABULARY: job.vocabulary.to_json()})
     (folder / RESULT_FILE).write_text(strict_json({**found, FILES: files}), encoding="utf-8")

@@ -198,6 +198,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         method=how,
         options=options,
         calibration_hash=rows.digest(),
+        truncated=rows.truncated,
         timed_on=usual_inputs(opened, rows),
         processor=opened.processor,
         companions=companions,
@@ -244,7 +245,7 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
     """Save the statistics for later cuts, where they are asked for."""
     if output.statistics_path is None:
         return
-    about = About(model=job.place, task=job.task, calibration_hash=job.calibration_hash)
+    about = About(model=job.place, task=job.task, calibration_hash=job.calibration_hash, truncated=job.truncated)
     with clock.stage("keep statistics"), replacing(output.statistics_path, overwrite=False) as staging:
         save_statistics(staging, job.calibrated, job.method, job.options, about)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from faster_pruner.api.job import Job, with_measured_multiple
-from faster_pruner.api.outcome import cut_and_measure, save
+from faster_pruner.api.outcome import cut_and_measure, one_line, save
+from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.screening import as_place
@@ -20,9 +21,11 @@ from faster_pruner.errors import BudgetError, InputError, OptionError, OutputErr
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.folders import Output, as_output
+from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.progress import StageClock
+from faster_pruner.report.page.family import Member, family_page
 from faster_pruner.results import Evaluation, PruneReport, SizeResult, strict_json
 
 _POINTS = "points"
@@ -65,9 +68,13 @@ class SweepResult:
 
     Attributes:
         points: in the order in which they were asked for.
+        page: report.html of all of them; None without an output, and where it could not be made.
+        warnings: why it could not be made.
     """
 
     points: list[SweepPoint]
+    page: Path | None = None
+    warnings: list[str] = field(default_factory=list[str])
 
     @property
     def reports(self) -> list[PruneReport]:
@@ -121,8 +128,8 @@ def sweep(
         model: as in `prune`.
         data: as in `prune`; the dense model is evaluated once.
         macs: budgets, each as in `prune`.
-        output: a folder that gets a checkpoint for every budget, in a folder of its own; None keeps none. What is
-            finished stays when the run is interrupted.
+        output: a folder that gets a checkpoint for every budget, in a folder of its own, and one report.html of all of
+            them; None keeps none. What is finished stays when the run is interrupted.
         method: as in `prune`.
         calibration: as in `prune`.
         run: as in `prune`.
@@ -142,6 +149,8 @@ def sweep(
     }
     for folder in folders.values():
         folder.check(reads=[place], rows=given.folder)
+    if target.path is not None:
+        check_page(target.path / PAGE_FILE)
     asked = Asked(
         place=place,
         data=given,
@@ -158,7 +167,27 @@ def sweep(
     points = [_point(job, name, budget, folders[name], run.clock(run.on())) for name, budget in budgets.items()]
     if all(point.report is None for point in points):
         raise BudgetError(f"none of these budgets can be met; the first one: {points[0].failed}")
-    return SweepResult(points=points)
+    found = SweepResult(points=points)
+    return found if target.path is None else _with_page(found, target.path / PAGE_FILE)
+
+
+def _with_page(found: SweepResult, file: Path) -> SweepResult:
+    """Write one page of all points; where that fails, the models are there all the same."""
+    members = [
+        Member(
+            point.name,
+            point.report,
+            link="" if point.folder is None else link_to(point.folder),
+            failed=point.failed,
+        )
+        for point in found.points
+    ]
+    try:
+        text = family_page(members)
+        write(file, lambda staging: staging.write_text(text, encoding="utf-8"))
+    except Exception as error:  # names are strangers' texts, and disks fill up
+        return replace(found, warnings=[f"there is no {PAGE_FILE}: {one_line(error)}"])
+    return replace(found, page=file)
 
 
 def _point(job: Job, name: str, budget: Budget, output: Output, clock: StageClock) -> SweepPoint:

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from faster_pruner.api.corpus import Texts, Vocabulary
 from faster_pruner.api.outcome import MASKS_FILE
+from faster_pruner.api.page import page_of
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import choose_tokens, write_smaller
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.host.folders import Output, as_output, replacing
-from faster_pruner.host.marks import FILES, RESULT_FILE, names_in
+from faster_pruner.host.marks import FILES, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.report.card import CARD_FILE
 from faster_pruner.results import strict_json
@@ -114,6 +115,9 @@ def _write_report(staging: Path, place: str, report: VocabularyReport) -> None:
     with suppress(OSError, ValueError, RecursionError):
         earlier = json.loads((Path(place) / RESULT_FILE).read_text(encoding="utf-8"))
     known: dict[str, Any] = earlier if isinstance(earlier, dict) and FILES in earlier else {}
-    files = sorted({*names_in(staging), RESULT_FILE})
-    found = {**known, VOCABULARY: report.to_json(), FILES: files}
+    found = {**known, VOCABULARY: report.to_json()}
     (staging / RESULT_FILE).write_text(strict_json(found), encoding="utf-8")
+    with suppress(Exception):  # an earlier result, and names, are anybody's: the checkpoint is worth more than a page
+        (staging / PAGE_FILE).write_bytes(page_of(staging).encode())
+    files = sorted({*names_in(staging), RESULT_FILE})
+    (staging / RESULT_FILE).write_text(strict_json({**found, FILES: files}), encoding="utf-8")

@@ -73,7 +73,7 @@ def _test_rows(job: Job) -> Iterator[str]:
 def _cut_off(job: Job) -> Iterator[str]:
     """Predictions that were not asked for."""
     for split, rows in job.splits.items():
-        if rows.truncated:
+        if rows.truncated and rows.positions is not None:
             yield (
                 f"{rows.truncated} of {len(rows)} {split} rows are longer than a row may be: the words behind are "
                 "neither predicted nor judged"

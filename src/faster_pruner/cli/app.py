@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from faster_pruner.cli import commands
+from faster_pruner.cli import commands, pages
 from faster_pruner.cli.expanding import expanded
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished, unfinished
@@ -141,6 +141,7 @@ for _command, _example in (
     (commands.evaluate, "faster-pruner evaluate smaller --task sst2"),
     (commands.export, "faster-pruner export smaller --int8 -o smaller.onnx"),
     (commands.bench, "faster-pruner bench my-bert smaller --batch 1,32 --seq 128"),
+    (pages.report, "faster-pruner report smaller"),
     (commands.demo, "faster-pruner demo"),
 ):
     app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(expanded(_command)))

@@ -212,6 +212,8 @@ def sweep(
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:
             console.print(f"saved in {output}: a folder for each budget", soft_wrap=True)
+        for warning in found.warnings:
+            console.print(f"note: {warning}", soft_wrap=True)
     if json_file is not None:
         api.write(json_file, lambda file: file.write_text(found.to_json(), encoding="utf-8"))
     if csv_file is not None:

@@ -1,7 +1,8 @@
 """What we wrote, and how we know it again: only that is ever replaced.
 
 A pruned folder holds `result.json`, which lists everything in it. An ONNX file carries a mark in its metadata, and an
-OpenVINO file one in its `rt_info`; their companions (`.data`, `.bin`) are known by them.
+OpenVINO file one in its `rt_info`; their companions (`.data`, `.bin`) are known by them. A report carries one in
+its head.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 RESULT_FILE = "result.json"
+# The page for readers beside it.
+PAGE_FILE = "report.html"
 # Key in result.json: names of everything in the folder.
 FILES = "files"
 # Key of our metadata in config.json, in ONNX files and in OpenVINO's.
@@ -30,6 +33,8 @@ _METADATA, _KEY = 14, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Where OpenVINO puts `rt_info`: at the end of the file.
 _END_OF_XML = 65_536
+# Where a page has its mark: at the beginning of the file.
+_HEAD_OF_PAGE = 256
 
 
 def names_in(folder: Path) -> list[str]:
@@ -69,12 +74,15 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def is_our_file(file: Path) -> bool:
-    """Whether a file is an export of ours."""
+    """Whether a file is an export or a report of ours."""
     owner = {".data": file.with_suffix(""), ".bin": file.with_suffix(".xml")}.get(file.suffix, file)
     try:
         if owner.suffix == ".onnx":
             with owner.open("rb") as stream:
                 return MARK in _metadata_keys(stream)
+        if owner.suffix == ".html":
+            with owner.open("rb") as stream:
+                return f'<meta name="{MARK}" '.encode() in stream.read(_HEAD_OF_PAGE)
         if owner.suffix == ".xml":
             with owner.open("rb") as stream:
                 stream.seek(max(0, owner.stat().st_size - _END_OF_XML))

@@ -18,7 +18,7 @@ from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
-from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
 from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, select, sizes_allowed
@@ -238,21 +238,8 @@ def _batches(
     seen = 0
     for batch in rows:
         found.append(replace(batch, differentiated=tokens is None or seen < tokens))
-        seen += _positions(batch)
+        seen += sum(row_lengths(batch))
     return found
-
-
-def _tokens(mask: str, batch: Batch) -> int:
-    """Real tokens of a batch by a mask that some batches may lack, as they have no padding."""
-    return int(batch.inputs[mask].bool().sum()) if mask in batch.inputs else _positions(batch)
-
-
-def _positions(batch: Batch) -> int:
-    """Real tokens of a batch, as far as its inputs tell: masked in, or rows times the length of the first input."""
-    if batch.mask is not None:
-        return int(batch.mask.sum())
-    first = next(iter(batch.inputs.values()))
-    return batch.rows.numel() * (first.shape[1] if first.ndim == 2 else 1)
 
 
 def _most_varied(batches: Sequence[Batch]) -> Batch:
@@ -275,5 +262,5 @@ def _lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: R
         if stack.name in reading.tokens:
             found[stack.name] = float(reading.tokens[stack.name])
         else:
-            found[stack.name] = sum(_tokens(stack.mask, batch) for batch in batches) / rows
+            found[stack.name] = sum(sum(row_lengths(batch, stack.mask)) for batch in batches) / rows
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.statistics import Statistics
 from faster_pruner.model.network import Network
 from faster_pruner.model.reading import Reading
@@ -76,6 +76,14 @@ class Calibrated:
     def network(self) -> Network:
         """The dense model with the sublayers that take part."""
         return Network(self.subject.model, self.sublayers)
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Real tokens of each row of the calibration set, of the first stack."""
+        stack = self.sublayers[0].stack
+        if stack.name in self.reading.tokens:
+            return [self.reading.tokens[stack.name]] * self.data.rows
+        return [length for batch in self.data.batches for length in row_lengths(batch, stack.mask)]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from faster_pruner.data.batches import Batch
+from faster_pruner.data.batches import MASK_KEY, Batch
 from faster_pruner.model.passes import PassSetting
+
+
+def row_lengths(batch: Batch, mask: str = MASK_KEY) -> list[int]:
+    """Real tokens of each row, as far as a batch tells: by this mask, by the usual one, or by its first input."""
+    found = batch.inputs.get(mask, batch.mask)
+    if found is not None:
+        return found.bool().reshape(found.shape[0], -1).sum(dim=1).tolist()
+    first = next(iter(batch.inputs.values()))
+    return [first.shape[1] if first.ndim == 2 else 1] * batch.rows.numel()
 
 
 @dataclass(frozen=True)

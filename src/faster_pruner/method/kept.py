@@ -44,11 +44,13 @@ class About:
         model: where the dense checkpoint was.
         task: what it was calibrated for.
         calibration_hash: of the rows.
+        truncated: rows that were cut because they were too long; None where nobody knows.
     """
 
     model: str
     task: str
     calibration_hash: str
+    truncated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def read_about(folder: Path) -> About:
         about = About(**raw) if isinstance(raw, dict) else About(model="", task="", calibration_hash="")
     except TypeError as error:
         raise _damaged(folder, error) from error
-    if not all(isinstance(value, str) for value in asdict(about).values()):
+    texts: list[object] = [about.model, about.task, about.calibration_hash]
+    if not all(isinstance(value, str) for value in texts) or type(about.truncated) not in (int, type(None)):
         raise _damaged(folder, TypeError(f"about in {_INDEX} is not what was written"))
     return about
 

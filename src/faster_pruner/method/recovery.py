@@ -273,8 +273,9 @@ def _descended(fitting: Fitting, targets: Targets, recovery: Weights, *, seed: i
 
 def untouched(sublayer: Sublayer, status: str, note: str) -> SublayerResult:
     """Result of a sublayer that recovery left alone."""
+    units = sublayer.units
     return SublayerResult(
-        name=sublayer.name, units_before=sublayer.units, units=sublayer.units, status=status, note=note
+        name=sublayer.name, units_before=units, units=units, unit=sublayer.spec.unit, status=status, note=note
     )
 
 
@@ -284,11 +285,13 @@ def solved(sublayer: Sublayer, solution: Solution, *, before: float, after: floa
         name=sublayer.name,
         units_before=sublayer.units,
         units=sublayer.units,
+        unit=sublayer.spec.unit,
         residual_before=before,
         residual_after=after,
         solver=solution.solver,
         status=str(solution.status),
         iterations=solution.iterations,
+        solve_residual=solution.residual,
         note=note,
     )
 

@@ -21,6 +21,7 @@ from faster_pruner.objectives.encoding import (
     as_number,
     as_rows,
     check_texts,
+    cut_off,
     encoded_texts,
     not_a_label,
     require_columns,
@@ -106,7 +107,7 @@ def encode(
     encoded: Any = tokenizer(
         texts[0], text_pair=texts[1] if task.pair_column else None, truncation=True, max_length=limit
     )
-    found = encoded_texts(given, encoded, tokenizer, task.text_column)
+    found = replace(encoded_texts(given, encoded, tokenizer, task.text_column), truncated=cut_off(encoded, limit))
     return replace(found, labels=read_labels(given, task, config)) if labelled else found
 
 

@@ -29,6 +29,7 @@ from faster_pruner.objectives.encoding import (
     as_number,
     as_rows,
     check_texts,
+    cut_off,
     encoded_texts,
     require_columns,
 )
@@ -193,7 +194,7 @@ def encode(
     texts = [row[column] for row in given for column in columns]
     encoded: Any = tokenizer(texts, truncation=True, max_length=limit)
     several = given.chosen([i for i in range(len(given)) for _ in columns])
-    found = encoded_texts(several, encoded, tokenizer, task.text_column)
+    found = replace(encoded_texts(several, encoded, tokenizer, task.text_column), truncated=cut_off(encoded, limit))
     return replace(found, context=Pairs(_scores(given, task.label_column))) if scored else found
 
 

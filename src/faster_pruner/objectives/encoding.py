@@ -72,6 +72,13 @@ def encoded_texts(rows: Rows, encoded: Any, tokenizer: PreTrainedTokenizerBase, 
     )
 
 
+def cut_off(encoded: Any, limit: int) -> int:
+    """Texts that a tokenizer truncated to `limit` tokens; of one that does not say, those that reach the limit."""
+    if encoded.encodings is None:
+        return sum(len(tokens) >= limit for tokens in encoded["input_ids"])
+    return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+
+
 def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token's id, 0 where there is none (padding is masked out)."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0

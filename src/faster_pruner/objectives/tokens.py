@@ -26,6 +26,7 @@ from faster_pruner.objectives.encoding import (
     NotALabel,
     as_rows,
     check_texts,
+    cut_off,
     encoded_texts,
     not_a_label,
     require_columns,
@@ -153,7 +154,7 @@ def encode(
         encoded_texts(given, encoded, tokenizer, task.text_column),
         labels=labels,
         positions=[list(first.values()) for first in firsts],
-        truncated=sum(bool(encoding.overflowing) for encoding in encoded.encodings),
+        truncated=cut_off(encoded, limit),
     )
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from faster_pruner.results import Inspection, StackFound, SublayerFound, ranges
+from faster_pruner.inspected import Inspection, StackFound, SublayerFound, ranges
 
 _ORIGINS = {
     "table": "described by the family table",
