@@ -220,6 +220,29 @@ class LimitResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One size that was tried on the way to the smallest model within a drop.
+
+    Attributes:
+        macs: share of the encoder's MACs.
+        metric: the one that judges, on training rows that nothing is calibrated on.
+        before: of the dense model.
+        after: of the pruned one.
+        low: of the 95 % interval of the change (paired bootstrap of the rows).
+        high: of it.
+        within: whether the whole interval is within the drop.
+    """
+
+    macs: float
+    metric: str
+    before: float
+    after: float
+    low: float
+    high: float
+    within: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillationResult:
     """What training towards the dense model did.
 
@@ -310,6 +333,7 @@ class PruneReport:
         sublayers: in the order in which the model runs them.
         seconds: by stage.
         limits: of the budget, as they are met.
+        probes: sizes that were tried, where the smallest model within a drop was asked for.
         before: metrics of the dense model, by split.
         after: metrics of the pruned model, by split.
         confidence: of the primary metric, by split.
@@ -336,6 +360,7 @@ class PruneReport:
     sublayers: list[SublayerResult]
     seconds: dict[str, float]
     limits: list[LimitResult] = field(default_factory=list[LimitResult])
+    probes: list[Probe] = field(default_factory=list[Probe])
     before: dict[str, Evaluation] = field(default_factory=dict)
     after: dict[str, Evaluation] = field(default_factory=dict)
     confidence: dict[str, Confidence] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
+from faster_pruner.api.smallest import check_judged
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -69,6 +70,7 @@ def cut_again(
     target.check(reads=[name, folder], rows=None if given is None else given.folder)
     device = run.on()
     check_runtime(budget, device)
+    check_judged(budget)
     clock = run.clock(device)
     with clock.stage("load"):
         how = given or Data()

@@ -14,6 +14,7 @@ from faster_pruner.api.job import Job, Training, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import Outcome, cut_and_measure, save
 from faster_pruner.api.run import Run
+from faster_pruner.api.smallest import check_judged
 from faster_pruner.checkpoint.sizes import family_in, sublayers_of
 from faster_pruner.checks import shown
 from faster_pruner.costs.budget import Budget, as_budget
@@ -115,6 +116,7 @@ def prune_model(
     options, how = as_calibration(calibration), as_method(method)
     budget, device = as_budget(macs), device_of(model)
     check_runtime(budget, device)
+    check_judged(budget)
     clock = (run or Run()).clock(device)
     if not hasattr(model, "config"):
         raise UnsupportedModelError(f"a {type(model).__name__} has no config; give a model of the transformers library")

@@ -87,6 +87,7 @@ class Job:
         given: the model with all its tokens, where its vocabulary was pruned before it was calibrated.
         vocabulary: what was measured of that.
         training: what comes after the recovery, if anything.
+        judges: training rows that nothing is calibrated on, where the smallest model within a drop is asked for.
         said: what the dense model predicts, by split: asked once, whatever is cut from it.
     """
 
@@ -108,6 +109,7 @@ class Job:
     given: Dense | None = None
     vocabulary: VocabularyReport | None = None
     training: Training | None = None
+    judges: EncodedRows | None = None
     said: dict[str, Predicted] = field(default_factory=dict[str, Predicted])
 
     @property

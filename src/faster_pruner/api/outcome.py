@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from faster_pruner.api import latency, warnings
 from faster_pruner.api.distilling import distilled, forget
 from faster_pruner.api.job import Job
+from faster_pruner.api.smallest import smallest
 from faster_pruner.checkpoint.saving import round_weights, verify, weight_bytes, write_checkpoint
 from faster_pruner.checkpoint.sentence import write_head
 from faster_pruner.checkpoint.sizes import mark_as_pruned, opens_with_stock_class
@@ -42,6 +43,7 @@ from faster_pruner.results import (
     Latency,
     Lengths,
     LimitResult,
+    Probe,
     PruneReport,
     SizeResult,
     strict_json,
@@ -98,8 +100,7 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     """
     subject = job.calibrated.subject
     measured = _Measured()
-    job, _ = latency.with_times(job, clock)
-    pruned, times = latency.cut_in_time(job, clock)
+    job, pruned, times, probes = _cut(job, clock)
     measured.warnings += times.warnings
     distillation, recovered = (None, None) if job.training is None else _distil(job, pruned, measured, clock)
     round_weights(pruned.model, subject.dtype)
@@ -124,11 +125,21 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
         after=measured.after,
         confidence=measured.confidence,
         latency=measured.latency,
+        probes=probes,
         distillation=None if distillation is None else replace(distillation, recovered=measured.recovered),
         seconds=clock.seconds,
     )
     said = [*warnings.of_the_result(report), *warnings.of_the_rows(job), *report.warnings, *measured.warnings]
     return Outcome(pruned, replace(report, warnings=said))
+
+
+def _cut(job: Job, clock: StageClock) -> tuple[Job, Pruned, latency.Measured, list[Probe]]:
+    """Cut to what may be counted, measured or lost; the job with what was settled on the way."""
+    if job.budget.max_drop is not None:
+        found = smallest(job, clock)
+        return found.job, found.pruned, latency.Measured([], []), found.probes
+    job, _ = latency.with_times(job, clock)
+    return job, *latency.cut_in_time(job, clock), []
 
 
 @dataclass

@@ -13,7 +13,14 @@ from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
-from faster_pruner.api.rows import calibration_rows, describe, evaluation_splits, objective_for, unlabelled_rows
+from faster_pruner.api.rows import (
+    calibration_rows,
+    describe,
+    evaluation_splits,
+    judging_rows,
+    objective_for,
+    unlabelled_rows,
+)
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
 from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
@@ -178,6 +185,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         if asked.distillation is not None:
             unlabelled = unlabelled_rows(source, task, opened, options, asked.distillation)
             training = training_for(asked.distillation, unlabelled, target)
+        judges = None if asked.budget.max_drop is None else judging_rows(source, task, opened, options)
         companions = NONE if target.path is None else read_companions(place) if smaller is None else smaller.companions
     precision = choose_precision(options.precision, device)
     target.check_space(
@@ -200,6 +208,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         calibration_hash=rows.digest(),
         truncated=rows.truncated,
         timed_on=usual_inputs(opened, rows),
+        judges=judges,
         processor=opened.processor,
         companions=companions,
         head=opened.head,

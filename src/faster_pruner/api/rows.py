@@ -26,6 +26,8 @@ from faster_pruner.options import CalibrationOptions, Distillation
 _FEWEST_ROWS = 8
 # Rows that a distillation of a given time chooses from, and those that judge it.
 _MOST_ROWS, _MOST_HELD_OUT = 65_536, 1024
+# Training rows that judge a drop.
+_MOST_JUDGES, _FEWEST_JUDGES = 4096, 200
 
 
 def describe(data: Data) -> Task:
@@ -156,6 +158,27 @@ def unlabelled_rows(
         rows=encoded(trained, task, opened, options.max_length, labelled=False),
         held_out=encoded(judges, task, opened, options.max_length, labelled=False),
     )
+
+
+def judging_rows(source: Source, task: Task, opened: Opened, options: CalibrationOptions) -> EncodedRows:
+    """Training rows with labels, the next ones of the draw that the calibration set is the beginning of.
+
+    Raises:
+        DataError: too few are left.
+        OptionError: a retrieval folder has none.
+    """
+    if _retrieval_folder(source, task, opened) is not None:
+        raise OptionError("a retrieval folder has no rows that could judge a drop; say what may be left", option="macs")
+    rows = _loaded(source, task, opened, TRAIN_SPLITS)
+    mixed = sample(rows, len(rows), options.seed)
+    judges = range(min(options.rows, len(rows)), min(options.rows + _MOST_JUDGES, len(rows)))
+    if len(judges) < _FEWEST_JUDGES:
+        raise DataError(
+            f"{source.description} has {len(rows)} training rows, {options.rows} of which calibrate; {_FEWEST_JUDGES} "
+            "more are needed to judge a drop: calibrate on fewer",
+            option="calibration_rows",
+        )
+    return encoded(mixed.chosen(list(judges)), task, opened, options.max_length)
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:

@@ -14,6 +14,7 @@ from faster_pruner.api.outcome import cut_and_measure, one_line, save
 from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
+from faster_pruner.api.smallest import check_judged
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
@@ -140,6 +141,8 @@ def sweep(
     budgets = {name_of(budget): budget for budget in (as_budget(each) for each in macs)}
     if not budgets:
         raise OptionError("a sweep needs budgets, for instance 0.9, 0.7 and 0.5 of the MACs")
+    for budget in budgets.values():
+        check_judged(budget)
     place, target, run = as_place(model), as_output(output), run or Run()
     first = next(iter(budgets.values()))
     given = as_data(data)

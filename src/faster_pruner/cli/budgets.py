@@ -66,12 +66,16 @@ class BudgetOptions:
     batch: Batch = 1
     seq: Seq = 128
     runtime: Runtime = "torch"
+    max_drop: Annotated[
+        str | None,
+        _limit("--max-drop", "Or as small as it goes while the metric loses at most this, for certain: 1%."),
+    ] = None
     allocation: Allocation = "free"
     round_to: RoundTo = None
 
     def value(self) -> Budget:
         """The budget. Raises BudgetError, OptionError."""
-        from faster_pruner.costs.amounts import limit_of, share_or_amount
+        from faster_pruner.costs.amounts import drop, limit_of, share_or_amount
         from faster_pruner.costs.budget import Budget, Limit
 
         share, limits = None, list[Limit]()
@@ -83,14 +87,17 @@ class BudgetOptions:
         if self.size is not None:
             limits.append(limit_of(self.size, "bytes", option="--size"))
         time = self._time()
-        if share is None and not limits and time is None:
+        lost = None if self.max_drop is None else drop(self.max_drop, option="--max-drop")
+        if share is None and not limits and time is None and lost is None:
             raise OptionError(
-                "say what may be left: --macs 0.5, --params 12M, --size 40MB, --latency 8ms or --speedup 2, or several"
+                "say what may be left: --macs 0.5, --params 12M, --size 40MB, --latency 8ms or --speedup 2, or "
+                "several; or --max-drop 1%"
             )
         return Budget(
             macs=share,
             limits=tuple(limits),
             latency=time,
+            max_drop=lost,
             allocation=cast(AllocationName, self.allocation),
             round_to=self._multiple(),
         )

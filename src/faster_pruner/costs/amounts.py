@@ -92,6 +92,15 @@ def seconds(text: str, *, option: str) -> float:
     return float(found["number"]) * _TIMES[found["unit"].lower()]
 
 
+def drop(text: str, *, option: str) -> float:
+    """The most that may be lost, in percent of a metric: "1%", "0.5". Raises OptionError."""
+    found = _NUMBER.fullmatch(text)
+    percent = float(found["number"]) if found is not None and found["unit"] in ("", "%") else 0.0
+    if not 0 < percent < 100:
+        raise OptionError(f"{option} is {shown(text)}; it must be percent of a metric, above 0 and below 100, like 1%")
+    return percent / 100
+
+
 def speed_up(text: str, *, option: str) -> float:
     """How many times faster: "2", "1.5x". Raises OptionError."""
     found = _NUMBER.fullmatch(text)

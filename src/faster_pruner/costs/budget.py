@@ -76,6 +76,8 @@ class Budget:
             where something else is made smaller (see `prunes`).
         limits: further limits; all are met together.
         latency: the most time that a forward may take; measured, and met together with the others.
+        max_drop: the smallest model that is wanted loses at most so much: 0.01 for a point of a metric in percent, or a
+            loss that rises by a hundredth. With it nothing else is limited.
         allocation: `free` lets every sublayer have its own size; `bucketed` takes sizes from a small set (quarters of
             the heads, eighths of the neurons); `uniform` gives all layers the same size; `stock` does so, too, and
             removes only what the stock config can express.
@@ -86,6 +88,7 @@ class Budget:
     macs: float | None = None
     limits: tuple[Limit, ...] = ()
     latency: LatencyLimit | None = None
+    max_drop: float | None = None
     allocation: AllocationName = "free"
     round_to: int | Literal["auto"] | None = None
 
@@ -99,6 +102,8 @@ class Budget:
         for limit in self.limits:
             made_of("each of the limits", limit, (Limit,))
         made_of("latency", self.latency, (LatencyLimit, type(None)))
+        if self.max_drop is not None:
+            self._check_drop(self.max_drop)
         if not self.prunes and not self._keeps_all_macs:
             raise BudgetError("say what the pruned model may cost, for instance half of the MACs")
 
@@ -111,7 +116,14 @@ class Budget:
     @property
     def prunes(self) -> bool:
         """Whether it limits anything: one that does not goes with what makes a model smaller in another way."""
-        return bool(self.all_limits) or self.latency is not None
+        return bool(self.all_limits) or self.latency is not None or self.max_drop is not None
+
+    def _check_drop(self, drop: float) -> None:
+        """Raise BudgetError."""
+        if not (is_number(drop) and 0.0 < drop < 1.0):
+            raise BudgetError(f"the drop is {shown(drop)}; it must be between 0 and 1, like 0.01 for a point")
+        if self.all_limits or self.latency is not None or self.macs is not None:
+            raise BudgetError("the smallest model within a drop is searched for: limit nothing else with it")
 
     @property
     def _keeps_all_macs(self) -> bool:
@@ -136,7 +148,8 @@ class Budget:
         """A JSON-ready dictionary."""
         limits = [{"cost": limit.name, "share": limit.share, "amount": limit.amount} for limit in self.counted]
         found = {"macs": self.macs, "limits": limits, "allocation": self.allocation, "round_to": self.round_to}
-        return found if self.latency is None else {**found, "latency": asdict(self.latency)}
+        found |= {} if self.latency is None else {"latency": asdict(self.latency)}
+        return found | ({} if self.max_drop is None else {"max_drop": self.max_drop})
 
 
 def as_budget(given: float | Budget) -> Budget:

@@ -47,7 +47,7 @@ def print_summary(report: PruneReport, console: Console) -> None:
         table.add_row(row.what, row.before, row.after, row.change)
     console.print(table)
     console.print(_sublayer_table(report, narrow=console.width < _NARROW))
-    for line in requested_latencies(report):
+    for line in [*requested_latencies(report), *tried_sizes(report)]:
         console.print(Text(line))
     if report.distillation is not None:
         console.print(Text(distilled(report.distillation)))
@@ -175,6 +175,15 @@ def _latency_rows(report: PruneReport) -> list[_Change]:
             f"{shape.speed_up:.2f}x faster" if shape.speed_up >= 1 else f"{1 / shape.speed_up:.2f}x slower",
         )
         for shape in report.latency
+    ]
+
+
+def tried_sizes(report: PruneReport) -> list[str]:
+    """What was tried on the way to the smallest model within a drop."""
+    return [
+        f"tried {probe.macs:.1%} of the MACs: {probe.metric} {format_metric(probe.metric, probe.after)} "
+        f"({probe.low:+.2f} to {probe.high:+.2f}), {'within' if probe.within else 'no'}"
+        for probe in report.probes
     ]
 
 
