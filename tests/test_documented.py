@@ -43,7 +43,7 @@ MAKE, PIP, PYTHON = "make", "pip", "python"
 WHOLE = ("benchmarks/accuracy.py --task sst2 --methods default --budgets 0.5", "benchmarks/readme_table.py")
 # Languages of blocks that are no input of anything: output, layouts of folders, formulas.
 SHOWN = ("", "text")
-_WRITES = ("-o", "--output", "--keep-statistics", "--plot", "--csv", "--json")
+_WRITES = ("-o", "--output", "--keep-statistics", "--plot", "--csv", "--json-file")
 _PYTHON_WRITES = re.compile(r'(?:output=|save\(|folder=|statistics=)"([\w.-]+)"')
 _INLINE = re.compile(r"`([^`\n]+)`")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")

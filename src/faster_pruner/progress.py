@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,26 +44,39 @@ class Silent:
 
 
 class PlainLines:
-    """One line when a stage starts, one when it ends, one every ten seconds between, on standard error."""
+    """One line when a stage starts, one when it ends, one every ten seconds between, on standard error.
+
+    A thread of its own says that a long step is still at it.
+    """
 
     def __init__(self) -> None:
-        self._stage, self._total, self._done, self._last = "", None, 0, 0.0
+        self._stage, self._total, self._done, self._began = "", None, 0, 0.0
+        self._over = threading.Event()
 
     def start(self, stage: str, total: int | None) -> None:
         """Print the stage's name."""
-        self._stage, self._total, self._done, self._last = stage, total, 0, time.perf_counter()
+        self._stage, self._total, self._done, self._began = stage, total, 0, time.perf_counter()
         print(f"{stage} ...", file=sys.stderr, flush=True)
+        self._over.set()
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, args=(self._over,), daemon=True).start()
+
+    def _beat(self, over: threading.Event) -> None:
+        """How far the stage is, until it is over."""
+        while not over.wait(_SECONDS_BETWEEN_LINES):
+            passed = time.perf_counter() - self._began
+            counted = f"{self._done}{f' of {self._total}' if self._total else ''}, " if self._done else ""
+            left = passed / self._done * (self._total - self._done) if self._done and self._total else 0.0
+            more = f", about {left:.0f} s left" if left > 0 else ""
+            print(f"{self._stage}: {counted}{passed:.0f} s{more}", file=sys.stderr, flush=True)
 
     def step(self) -> None:
-        """Print the count now and then."""
+        """Count it."""
         self._done += 1
-        if time.perf_counter() - self._last > _SECONDS_BETWEEN_LINES:
-            self._last = time.perf_counter()
-            of = f" of {self._total}" if self._total else ""
-            print(f"{self._stage}: {self._done}{of}", file=sys.stderr, flush=True)
 
     def end(self, seconds: float) -> None:
         """Print the stage's time."""
+        self._over.set()
         print(f"{self._stage}: done in {seconds:.1f} s", file=sys.stderr, flush=True)
 
 

@@ -144,6 +144,14 @@ class ExportStep:
     ms: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     speed_up: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; shapes are written "32x128"."""
+        by_shape = {
+            name: {f"{batch}x{sequence}": value for (batch, sequence), value in found.items()}
+            for name, found in (("ms", self.ms), ("speed_up", self.speed_up))
+        }
+        return _finite({**asdict(self), **by_shape, "file": None if self.file is None else str(self.file)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:

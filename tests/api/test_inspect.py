@@ -82,7 +82,7 @@ def test_a_pruned_one_shows_what_is_left_in_each_layer(llama: Path, tmp_path: Pa
 
 
 def test_the_command_line(llama: Path, tmp_path: Path) -> None:
-    code, text, _ = run("inspect", llama, "--json", tmp_path / "found.json")
+    code, text, _ = run("inspect", llama, "--json-file", tmp_path / "found.json")
     assert code == 0
     assert "found by running it, and proved on a batch" in text
     assert "attention: 2 groups of 16 columns" in text

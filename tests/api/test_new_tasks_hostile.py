@@ -263,8 +263,8 @@ def test_rows_without_any_word(tmp_path: Path) -> None:
 def test_what_was_found_never_replaces_a_file_of_somebody_else(checkpoint: Path, tmp_path: Path) -> None:
     before = (checkpoint / "config.json").read_bytes()
     bad_input("inspect: figures into config.json")
-    code, _, said = run("inspect", checkpoint, "--json", checkpoint / "config.json")
+    code, _, said = run("inspect", checkpoint, "--json-file", checkpoint / "config.json")
     assert (code, (checkpoint / "config.json").read_bytes()) == (2, before)
     assert "is not replaced" in said
     for _ in range(2):
-        assert run("inspect", checkpoint, "--json", tmp_path / "found.json")[0] == 0
+        assert run("inspect", checkpoint, "--json-file", tmp_path / "found.json")[0] == 0

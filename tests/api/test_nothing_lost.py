@@ -296,7 +296,7 @@ def test_figures_that_cannot_be_written_are_refused_before_timing(
     (tmp_path / "theirs.json").write_text('{"mine": 1}')
     (tmp_path / "theirs.txt").write_text("mine")
     bad_input(f"bench figures into {where[:20]!r}")
-    code, _, errors = run("bench", checkpoint, "--json", tmp_path / where)
+    code, _, errors = run("bench", checkpoint, "--json-file", tmp_path / where)
     assert code == 2
     assert errors.startswith("faster-pruner: error: ")
     assert (tmp_path / "theirs.json").read_text() == '{"mine": 1}'

@@ -73,7 +73,7 @@ def test_on_the_command_line(checkpoint: Path, data: Path, tmp_path: Path) -> No
     files = {name: tmp_path / f"sweep.{name}" for name in ("json", "csv", "png", "svg")}
     common = ("sweep", checkpoint, "--task", "sst2", "--data", data, "--calibration-rows", "60")
     code, text, _ = run(
-        *common, "--macs", "0.8:0.4:0.2", "--json", files["json"], "--csv", files["csv"], "--plot", files["png"]
+        *common, "--macs", "0.8:0.4:0.2", "--json-file", files["json"], "--csv", files["csv"], "--plot", files["png"]
     )
     assert code == 0
     assert max(map(len, text.splitlines())) <= 80
@@ -100,7 +100,7 @@ def test_nothing_is_replaced_unasked(checkpoint: Path, data: Path, tmp_path: Pat
     common = ("sweep", checkpoint, "--task", "sst2", "--data", data, "--macs", "0.5", "--calibration-rows", "60")
     (tmp_path / "figures.csv").write_text("somebody's")
     (tmp_path / "figures.json").write_text("{}")
-    for option, file in (("--csv", "figures.csv"), ("--json", "figures.json")):
+    for option, file in (("--csv", "figures.csv"), ("--json-file", "figures.json")):
         bad_input(f"{option} of a stranger's file")
         code, _, errors = run(*common, option, tmp_path / file)
         assert code == 2

@@ -92,7 +92,7 @@ def test_openvino_where_installed(pruned: Path, tmp_path: Path) -> None:
 def test_bench_compares_models_and_runtimes(checkpoint: Path, pruned: Path, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     code, text, _ = run(
-        "bench", checkpoint, pruned, "--runtime", "torch,onnx", "--batch", "1,2", "--seq", "8,9999", "--json", file
+        "bench", checkpoint, pruned, "--runtime", "torch,onnx", "--batch", "1,2", "--seq", "8,9999", "--json-file", file
     )
     assert code == 0
     assert "speed-up" in text

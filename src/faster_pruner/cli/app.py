@@ -14,13 +14,19 @@ import typer
 from typer.core import TyperGroup
 
 from faster_pruner.cli import commands, pages
+from faster_pruner.cli.config import reproducible
 from faster_pruner.cli.expanding import expanded
+from faster_pruner.cli.printing import Voice, voice
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished, unfinished
 
 _USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
 
+# What every command has.
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_COMMON = {"json": Json, "quiet": Quiet, "debug": Debug}
 
 
 def _say(text: str) -> None:
@@ -62,7 +68,6 @@ app = typer.Typer(
     help="Make a fine-tuned transformer physically smaller and faster, without retraining.",
     cls=_OneLine,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -81,7 +86,8 @@ def _interrupted() -> NoReturn:
 def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions and Ctrl-C into one line on standard error and an exit code; --debug shows the traceback."""
 
-    def wrapped(*, debug: bool, **given: object) -> None:
+    def wrapped(*, json: bool, quiet: bool, debug: bool, **given: object) -> None:
+        voice.set(Voice(json=json, quiet=quiet and not json))
         finished.clear()
         unfinished.clear()
         try:
@@ -103,12 +109,15 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(_UNFORESEEN)
 
     own = inspect.signature(command)
-    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _COMMON.items()
+    ]
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
     wrapped.__signature__ = own.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=[*own.parameters.values(), debug]
+        parameters=[*own.parameters.values(), *common]
     )
-    wrapped.__annotations__ = {**command.__annotations__, "debug": Debug}
+    wrapped.__annotations__ = {**command.__annotations__, **_COMMON}
     return wrapped
 
 
@@ -132,6 +141,9 @@ def _root(  # pyright: ignore[reportUnusedFunction]
     """Make a fine-tuned transformer physically smaller and faster, without retraining."""
 
 
+# Their options can be read from a file, and are kept in one.
+_REPRODUCIBLE = (commands.prune, commands.cut, commands.sweep, commands.vocabulary)
+
 for _command, _example in (
     (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
     (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
@@ -144,7 +156,9 @@ for _command, _example in (
     (pages.report, "faster-pruner report smaller"),
     (commands.demo, "faster-pruner demo"),
 ):
-    app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(expanded(_command)))
+    _flat = expanded(_command)
+    _whole = reproducible(_flat) if _command in _REPRODUCIBLE else _flat
+    app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(_whole))
 
 
 def _terminate(signal_number: int, frame: object) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +30,7 @@ from faster_pruner.cli.groups import (
     numbers,
     run_on,
 )
+from faster_pruner.cli.printing import printed
 from faster_pruner.host.folders import Output
 from faster_pruner.runtimes import FORMATS, RUNTIMES
 
@@ -40,46 +40,20 @@ if TYPE_CHECKING:
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.vocabulary import VocabularyResult
 
-_NARROWEST = 80
+
+def _figures(result: PruneResult) -> dict[str, Any]:
+    """What result.json holds."""
+    from faster_pruner.vocabulary.measured import VOCABULARY
+
+    own = {} if result.vocabulary is None else {VOCABULARY: result.vocabulary.to_json()}
+    return result.report.to_json() | own
 
 
-def _console() -> Console:
-    """Standard output; wide enough for the tables when it is not a terminal."""
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(width=_NARROWEST, markup=False, highlight=False)
-
-
-@contextmanager
-def _printed(otherwise: str = "") -> Generator[Console]:
-    """Standard output for what is shown when all work is done: where it cannot be shown, that is said, and is no error.
-
-    Args:
-        otherwise: what to say then.
-    """
-    try:
-        console = _console()
-        yield console
-        console.file.flush()
-    except (Exception, SystemExit) as error:  # rich ends the program when nobody reads
-        if isinstance(error, SystemExit | BrokenPipeError):
-            # nor may Python's own flush at the end find the pipe broken
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
-            reason = "nobody reads it"
-        else:
-            reason = f"{type(error).__name__}: {error}"
-        if otherwise or reason != "nobody reads it":
-            print(
-                f"faster-pruner: the figures could not be printed ({reason}); {otherwise}".rstrip("; "), file=sys.stderr
-            )
-
-
-def _show(result: PruneResult, output: Path) -> None:
-    """The summary, and how to open what was saved."""
+def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | None = None) -> None:
+    """The summary, how to open what was saved, and what a command shows beside."""
     from faster_pruner.report import print_summary, print_vocabulary
 
-    with _printed(f"the result is complete, in {output}") as console:
+    with printed(lambda: _figures(result), f"the result is complete, in {output}") as console:
         print_summary(result.report, console)
         if result.vocabulary is not None:
             console.print()
@@ -88,13 +62,15 @@ def _show(result: PruneResult, output: Path) -> None:
             f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
             soft_wrap=True,
         )
+        if more is not None:
+            more(console)
 
 
 def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
     """The summary of what was done to tokens alone."""
     from faster_pruner.report import print_vocabulary
 
-    with _printed(f"the result is complete, in {output}") as console:
+    with printed(result.report.to_json, f"the result is complete, in {output}") as console:
         print_vocabulary(result.report, console)
         console.print(f"saved in {output}", soft_wrap=True)
 
@@ -181,7 +157,7 @@ def sweep(
         typer.Option("--output", "-o", help="Save every model, in a folder of its own in here.", show_default=False),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all reports here.", show_default=False)
+        Path | None, typer.Option("--json-file", help="Also write all reports here.", show_default=False)
     ] = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Also write the table here.", show_default=False)
@@ -207,7 +183,7 @@ def sweep(
         calibration=calibration.value(),
         run=running.value(),
     )
-    with _printed() as console:
+    with printed(lambda: json.loads(found.to_json())) as console:
         failed = {point.name: point.failed for point in found.points if point.failed}
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:
@@ -247,7 +223,7 @@ def inspect(
     model: Model,
     running: RunOptions,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write what was found here.", show_default=False)
+        Path | None, typer.Option("--json-file", help="Also write what was found here.", show_default=False)
     ] = None,
 ) -> None:
     """Show what of MODEL can be pruned: stacks, sublayers and their units, and what stays whole and why."""
@@ -261,7 +237,7 @@ def inspect(
     found = run_inspect(model, run=run)
     if json_file is not None:
         write_json(json_file, found)
-    with _printed() as console:
+    with printed(lambda: asdict(found)) as console:
         print_inspection(found, console)
 
 
@@ -273,7 +249,7 @@ def evaluate(
     from faster_pruner.report import print_evaluations
 
     found = run_evaluate(model, data.value(judged=eval_rows), max_length=max_length, run=running.value())
-    with _printed() as console:
+    with printed(lambda: {split: asdict(each) for split, each in found.items()}) as console:
         print_evaluations(found.values(), console)
 
 
@@ -298,7 +274,7 @@ def export(
     given = rows if rows.described else None
     steps = run_export(model, output=output, to=to, int8=int8, data=given, max_length=max_length, run=run_on(None))
     written = ", ".join(str(step.file) for step in steps if step.file is not None)
-    with _printed(f"written, and complete: {written}") as console:
+    with printed(lambda: [step.to_json() for step in steps], f"written, and complete: {written}") as console:
         print_steps(steps, console)
 
 
@@ -309,7 +285,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Comma-separated rows per forward.")] = "1,8,32",
     seq: Annotated[str, typer.Option(help="Comma-separated tokens per row.")] = "32,128,384",
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures here.", show_default=False)
+        Path | None, typer.Option("--json-file", help="Also write the figures here.", show_default=False)
     ] = None,
 ) -> None:
     """Time checkpoints on this machine, in turn, at several shapes and in several runtimes."""
@@ -329,7 +305,7 @@ def bench(
     )
     if json_file is not None:
         write_json(json_file, timings, run)
-    with _printed() as console:
+    with printed(lambda: [asdict(timing) for timing in timings]) as console:
         print_timings(timings, console)
 
 
@@ -354,7 +330,4 @@ def demo(
 
     target = Output(folder=output, overwrite=overwrite)
     result = run_demo(target, task=task, macs=macs, seed=seed, run=run_on(None))
-    _show(result, output)
-    if result.searches:
-        with _printed() as console:
-            print_searches(result.searches, console)
+    _show(result, output, lambda console: print_searches(result.searches, console))

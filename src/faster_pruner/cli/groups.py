@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from faster_pruner.checks import at_least
+from faster_pruner.cli.printing import voice
 from faster_pruner.data.glue import GLUE
 from faster_pruner.errors import OptionError
 from faster_pruner.options import PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS
@@ -359,9 +360,10 @@ class RunOptions:
 def run_on(device: str | None) -> Run:
     """A run that shows its progress."""
     from faster_pruner.api.run import Run
+    from faster_pruner.progress import Silent
     from faster_pruner.report import make_progress
 
-    return Run(device=device, progress=make_progress())
+    return Run(device=device, progress=Silent() if voice.get().quiet else make_progress())
 
 
 def in_bytes(gib: float | None) -> int | None:

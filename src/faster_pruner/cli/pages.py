@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from faster_pruner.cli.printing import printed
+
 
 def report(
     folder: Annotated[
@@ -20,5 +22,7 @@ def report(
     """Write report.html of FOLDER again, from its result.json, and print where it is."""
     from faster_pruner.api.page import write_page
 
-    for file in write_page(folder, pictures=pictures):
-        print(file)
+    files = [str(file) for file in write_page(folder, pictures=pictures)]
+    with printed(lambda: files) as console:
+        for file in files:
+            console.print(file, soft_wrap=True)

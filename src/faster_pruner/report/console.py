@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichBars
 
 from faster_pruner.progress import PlainLines, Progress
@@ -20,12 +28,14 @@ class Bars:
 
     def start(self, stage: str, total: int | None) -> None:
         """Show a bar, or a spinner when the number of steps is unknown."""
-        count = (BarColumn(bar_width=30), MofNCompleteColumn()) if total is not None else ()
+        count = (BarColumn(bar_width=24), MofNCompleteColumn()) if total is not None else ()
+        left = (TextColumn("[dim]left[/dim]"), TimeRemainingColumn(compact=True)) if total is not None else ()
         self._bars = RichBars(
             SpinnerColumn(),
             TextColumn("{task.description:<28}"),
             *count,
             TimeElapsedColumn(),
+            *left,
             console=self._console,
             transient=True,
         )
