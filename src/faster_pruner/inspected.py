@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,7 @@ class SublayerFound:
         unit: what one unit is called.
         layers: indices of the layers that have it.
         units: per layer, units that it has now.
+        dense: per layer, units before it was pruned; empty where nothing tells.
         columns: of one unit.
         projection: path inside a layer.
         producers: paths inside a layer, each with the rows that it has per unit, in words.
@@ -37,6 +38,7 @@ class SublayerFound:
     least: int
     stock: bool
     macs: float
+    dense: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,16 @@ def test_a_pruned_one_shows_what_is_left_in_each_layer(llama: Path, tmp_path: Pa
     units = [count for kind in found.stacks[0].sublayers for count in kind.units]
     left = {s.name: s.units for s in result.report.sublayers}
     assert units == [left[f"layers.{i}.{kind}"] for kind in ("attention", "ffn") for i in range(2)]
+    dense = [count for kind in found.stacks[0].sublayers for count in kind.dense]
+    assert dense == [count for kind in inspect(llama).stacks[0].sublayers for count in kind.units]
+    code, text, _ = run("inspect", tmp_path / "small")
+    assert code == 0
+    assert f" of {dense[0]} groups of 16 columns" in text
+    assert "% removed" in text
+    # the masks of another model tell nothing, nor do damaged ones
+    for text in ('{"layers.0.attention": "1111111"}', "{", "[1]", '{"layers.0.attention": 3}'):
+        (tmp_path / "small" / "masks.json").write_text(text)
+        assert all(kind.dense == [] for kind in inspect(tmp_path / "small").stacks[0].sublayers)
 
 
 def test_the_command_line(llama: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -17,6 +18,7 @@ from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
+from faster_pruner.host.marks import MASKS_FILE
 from faster_pruner.host.places import public_name
 from faster_pruner.inspected import Inspection, StackFound, SublayerFound, ranges
 from faster_pruner.model.shrink import Producer
@@ -65,7 +67,7 @@ def inspect(model: str | Path, *, run: Run | None = None) -> Inspection:
         parameters=sum(parameter.numel() for parameter in opened.model.parameters()),
         prunable=round(total(Parameters(), found.sublayers)),
         length=_LENGTH,
-        stacks=_stacks(found.sublayers),
+        stacks=_stacks(found.sublayers, _units_before(place, found.sublayers)),
         left=by_reason(found.left),
     )
 
@@ -89,7 +91,20 @@ def _task(place: str, model: Any) -> str:
         return ""
 
 
-def _stacks(sublayers: Sequence[Sublayer]) -> list[StackFound]:
+def _units_before(place: str, sublayers: Sequence[Sublayer]) -> dict[str, int]:
+    """By name of sublayer the units of the dense model, as the masks beside a local checkpoint say; empty without."""
+    try:
+        found: Any = json.loads((Path(place) / MASKS_FILE).read_text(encoding="utf-8"))
+        kept = {name: (str(mask).count("1"), len(mask)) for name, mask in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    if any(s.name in kept and kept[s.name][0] != s.units for s in sublayers):
+        # they are of another model
+        return {}
+    return {s.name: kept.get(s.name, (0, s.units))[1] for s in sublayers}
+
+
+def _stacks(sublayers: Sequence[Sublayer], before: Mapping[str, int]) -> list[StackFound]:
     """Stacks in their order."""
     found: list[StackFound] = []
     for stack in dict.fromkeys(s.stack for s in sublayers):
@@ -104,13 +119,13 @@ def _stacks(sublayers: Sequence[Sublayer]) -> list[StackFound]:
                 path=prefix,
                 layers=1 + max(s.layer for s in own),
                 calls=stack.calls,
-                sublayers=[_kind([s for s in own if s.spec.kind == kind]) for kind in kinds],
+                sublayers=[_kind([s for s in own if s.spec.kind == kind], before) for kind in kinds],
             )
         )
     return found
 
 
-def _kind(group: Sequence[Sublayer]) -> SublayerFound:
+def _kind(group: Sequence[Sublayer], before: Mapping[str, int]) -> SublayerFound:
     """Sublayers of one kind."""
     first = group[0]
     spec = first.spec
@@ -120,6 +135,7 @@ def _kind(group: Sequence[Sublayer]) -> SublayerFound:
         unit=spec.unit,
         layers=[s.layer for s in group],
         units=[s.units for s in group],
+        dense=[before[s.name] for s in group] if before else [],
         columns=first.unit_size,
         projection=spec.projection,
         producers={

@@ -27,7 +27,7 @@ from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import DataError, InputError, one_line
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
-from faster_pruner.host.marks import FILES, PAGE_FILE, RESULT_FILE, names_in
+from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
@@ -54,8 +54,6 @@ from faster_pruner.vocabulary.measured import VOCABULARY, VocabularyReport
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
 
-# Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
-MASKS_FILE = "masks.json"
 # Batches of the calibration set that the reopened checkpoint is compared on.
 _BATCHES_TO_VERIFY = 2
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from faster_pruner.api.outcome import MASKS_FILE
 from faster_pruner.errors import DataError, OutputError
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
-from faster_pruner.host.marks import PAGE_FILE, RESULT_FILE, is_our_file
+from faster_pruner.host.marks import MASKS_FILE, PAGE_FILE, RESULT_FILE, is_our_file
 from faster_pruner.report.page.drawing import Picture
 from faster_pruner.report.page.family import Member, family_page, family_pictures
 from faster_pruner.report.page.page import page

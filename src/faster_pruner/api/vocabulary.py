@@ -14,14 +14,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from faster_pruner.api.corpus import Texts, Vocabulary
-from faster_pruner.api.outcome import MASKS_FILE
 from faster_pruner.api.page import page_of
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import choose_tokens, write_smaller
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.host.folders import Output, as_output, replacing
-from faster_pruner.host.marks import FILES, PAGE_FILE, RESULT_FILE, names_in
+from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.report.card import CARD_FILE
 from faster_pruner.results import strict_json

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 RESULT_FILE = "result.json"
 # The page for readers beside it.
+# Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
+MASKS_FILE = "masks.json"
 PAGE_FILE = "report.html"
 # Key in result.json: names of everything in the folder.
 FILES = "files"

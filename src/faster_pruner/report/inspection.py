@@ -56,7 +56,13 @@ def _sublayer(found: SublayerFound, stack: StackFound, length: int) -> Iterator[
     layers = "layer" if len(found.layers) == 1 else "layers"
     some = "" if len(found.layers) == stack.layers else f" in {layers} {ranges(found.layers)}"
     columns = "" if found.columns == 1 else f" of {found.columns} columns"
-    yield f"  {found.kind}{some}: {_counts(found.units)} {found.unit}s{columns}", "cyan"
+    before = f" of {_counts(found.dense)}" if found.dense else ""
+    yield f"  {found.kind}{some}: {_counts(found.units)}{before} {found.unit}s{columns}", "cyan"
+    if found.dense:
+        gone = 1 - sum(found.units) / max(1, sum(found.dense))
+        empty = [layer for layer, units in zip(found.layers, found.units, strict=True) if not units]
+        nothing = f", all of layer{'' if len(empty) == 1 else 's'} {ranges(empty)}" if empty else ""
+        yield f"    {gone:.0%} removed{nothing}", ""
     yield f"    {found.projection}, {found.join}", ""
     width = max(len(path) for path in found.producers)
     for path, rows in found.producers.items():
