@@ -32,6 +32,7 @@ from faster_pruner.cli.groups import (
     run_on,
 )
 from faster_pruner.host.folders import Output
+from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.runtimes import FORMATS, RUNTIMES
 
 if TYPE_CHECKING:
@@ -88,6 +89,13 @@ def _show(result: PruneResult, output: Path) -> None:
             f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
             soft_wrap=True,
         )
+        _show_page(output, console)
+
+
+def _show_page(folder: Path, console: Console) -> None:
+    """Where the page for readers is, if it could be made."""
+    if (folder / PAGE_FILE).is_file():
+        console.print(f"all of it, with pictures: {folder / PAGE_FILE}", soft_wrap=True)
 
 
 def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
@@ -97,6 +105,7 @@ def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
     with _printed(f"the result is complete, in {output}") as console:
         print_vocabulary(result.report, console)
         console.print(f"saved in {output}", soft_wrap=True)
+        _show_page(output, console)
 
 
 def prune(
@@ -212,6 +221,7 @@ def sweep(
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:
             console.print(f"saved in {output}: a folder for each budget", soft_wrap=True)
+            _show_page(output, console)
         for warning in found.warnings:
             console.print(f"note: {warning}", soft_wrap=True)
     if json_file is not None:
