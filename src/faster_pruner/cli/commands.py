@@ -86,16 +86,14 @@ def _show(result: PruneResult, output: Path) -> None:
             console.print()
             print_vocabulary(result.vocabulary, console)
         console.print(
-            f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+            f"saved in {output}: open it with faster_pruner.load({str(output)!r}){_page_in(output)}",
             soft_wrap=True,
         )
-        _show_page(output, console)
 
 
-def _show_page(folder: Path, console: Console) -> None:
-    """Where the page for readers is, if it could be made."""
-    if (folder / PAGE_FILE).is_file():
-        console.print(f"all of it, with pictures: {folder / PAGE_FILE}", soft_wrap=True)
+def _page_in(folder: Path) -> str:
+    """That there is a page to read, if it could be made."""
+    return f"; read {PAGE_FILE} in there" if (folder / PAGE_FILE).is_file() else ""
 
 
 def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
@@ -104,8 +102,7 @@ def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
 
     with _printed(f"the result is complete, in {output}") as console:
         print_vocabulary(result.report, console)
-        console.print(f"saved in {output}", soft_wrap=True)
-        _show_page(output, console)
+        console.print(f"saved in {output}{_page_in(output)}", soft_wrap=True)
 
 
 def prune(
@@ -220,8 +217,7 @@ def sweep(
         failed = {point.name: point.failed for point in found.points if point.failed}
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:
-            console.print(f"saved in {output}: a folder for each budget", soft_wrap=True)
-            _show_page(output, console)
+            console.print(f"saved in {output}: a folder for each budget{_page_in(output)}", soft_wrap=True)
         for warning in found.warnings:
             console.print(f"note: {warning}", soft_wrap=True)
     if json_file is not None:
