@@ -32,6 +32,7 @@ from faster_pruner.cli.groups import (
 )
 from faster_pruner.cli.printing import printed
 from faster_pruner.host.folders import Output
+from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.runtimes import FORMATS, RUNTIMES
 
 if TYPE_CHECKING:
@@ -59,11 +60,16 @@ def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | N
             console.print()
             print_vocabulary(result.vocabulary, console)
         console.print(
-            f"saved in {output}: open it with faster_pruner.load({str(output)!r})",
+            f"saved in {output}: open it with faster_pruner.load({str(output)!r}){_page_in(output)}",
             soft_wrap=True,
         )
         if more is not None:
             more(console)
+
+
+def _page_in(folder: Path) -> str:
+    """That there is a page to read, if it could be made."""
+    return f"; read {PAGE_FILE} in there" if (folder / PAGE_FILE).is_file() else ""
 
 
 def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
@@ -72,7 +78,7 @@ def _show_vocabulary(result: VocabularyResult, output: Path) -> None:
 
     with printed(result.report.to_json, f"the result is complete, in {output}") as console:
         print_vocabulary(result.report, console)
-        console.print(f"saved in {output}", soft_wrap=True)
+        console.print(f"saved in {output}{_page_in(output)}", soft_wrap=True)
 
 
 def prune(
@@ -187,7 +193,7 @@ def sweep(
         failed = {point.name: point.failed for point in found.points if point.failed}
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:
-            console.print(f"saved in {output}: a folder for each budget", soft_wrap=True)
+            console.print(f"saved in {output}: a folder for each budget{_page_in(output)}", soft_wrap=True)
         for warning in found.warnings:
             console.print(f"note: {warning}", soft_wrap=True)
     if json_file is not None:

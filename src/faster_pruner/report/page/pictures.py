@@ -28,7 +28,7 @@ from faster_pruner.results import Confidence, DistillationResult, Lengths, Prune
 # Colours by kind of sublayer; all other kinds share one.
 _KINDS = {"attention": "attention", "ffn": "ffn"}
 AXIS = 36.0
-# Units are drawn one by one where there are at most so many.
+# Units (heads, groups) are drawn one by one where there are at most so many.
 _MOST_CELLS = 32
 LAYER = 16.0
 
@@ -75,7 +75,10 @@ def kept(report: PruneReport, masks: Mapping[str, str]) -> Picture | None:
         parts.append(moved(top, drawn))
         top += height + 10
     told = "; ".join(f"{kind}: {words.kept_of(own)} kept" for kind, own in _by_kind(report.sublayers).items())
-    note = "Filled: kept; empty: removed. Heads and other few units are drawn one by one."
+    singly = any(s.name in masks and s.units_before <= _MOST_CELLS for s in report.sublayers)
+    note = "Filled: kept; empty: removed." + (
+        " Heads are drawn one by one, the first one on the left." if singly else ""
+    )
     return Picture("kept", "What is left of every layer", told, joined(parts), top, note)
 
 
