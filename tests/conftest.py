@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import badness
+import machine as machines
 import tiny
 
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
@@ -85,6 +87,19 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timing, "_FEWEST_PAIRS", 2)
     monkeypatch.setattr(timing, "_SECONDS_PER_SHAPE", 0.0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> machines.Machine:
+    """A machine that is made up, to change; nothing is known of it yet."""
+    from faster_pruner.runtimes import layers
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = machines.Machine()
+    monkeypatch.setattr(layers, "time_in_turn", own.in_turn)
+    # what is called is a function that knows its model
+    monkeypatch.setattr(layers, "runner", lambda model, runtime, file: partial(lambda model, inputs: None, model))
+    return own
 
 
 @pytest.fixture

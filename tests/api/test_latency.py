@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from command import run
 from faster_pruner import Budget, CalibrationOptions, Data, LatencyLimit, Limit, load, prune, sweep
@@ -20,6 +18,7 @@ from faster_pruner.errors import BudgetError
 from faster_pruner.host import cache
 from faster_pruner.results import LimitResult, PruneReport
 from faster_pruner.runtimes import layers
+from machine import Machine
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 FEW = CalibrationOptions(rows=60)
@@ -27,57 +26,6 @@ FEW = CalibrationOptions(rows=60)
 
 def rows(data: Path) -> Data:
     return Data(task="sst2", folder=data, judged=0)
-
-
-def linears(model: nn.Module) -> list[int]:
-    """Parameters of the Linears of the layers."""
-    return [
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "layer" in name
-    ]
-
-
-class Machine:
-    """Takes a microsecond for each weight and a millisecond beside; a whole model that is not the dense one takes more.
-
-    Attributes:
-        surplus: how much more, relatively, which no table of single sublayers can know.
-        slow: by how much everything is slowed from one turn to the next.
-        timed: how many models were run.
-    """
-
-    def __init__(self, surplus: float = 0.0, slow: float = 0.0) -> None:
-        self.surplus, self.slow, self.timed = surplus, slow, 0
-        self.whole = 0
-
-    def seconds(self, model: nn.Module) -> float:
-        weights = sum(linears(model))
-        self.whole = max(self.whole, weights)
-        shares = weights / self.whole
-        return 1e-3 + 1e-6 * weights * (1 + self.surplus * 4 * shares * (1 - shares))
-
-    def in_turn(
-        self, calls: Mapping[str, Callable[[], Any]], device: torch.device, **options: Any
-    ) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {key: [] for key in calls}
-        for turn in range(options["fewest"]):
-            for key, call in calls.items():
-                assert isinstance(call, partial)
-                self.timed += 1
-                found[key].append(self.seconds(call.args[0]) * (1 + self.slow * turn))
-        return found
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """One to change; nothing is known of it yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    own = Machine()
-    monkeypatch.setattr(layers, "time_in_turn", own.in_turn)
-    # what is called is a function that knows its model
-    monkeypatch.setattr(layers, "runner", lambda model, runtime, file: partial(lambda model, inputs: None, model))
-    return own
 
 
 def of_latency(report: PruneReport) -> LimitResult:

@@ -93,9 +93,17 @@ def test_where_nothing_is_good_enough_it_says_so(
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_calibrate_do_not_judge(checkpoint: Path, many: Path, data: Path) -> None:
-    with pytest.raises(DataError, match="200 more are needed to judge a drop: calibrate on fewer"):
-        prune(checkpoint, rows(many), macs=Budget(max_drop=0.05), calibration=CalibrationOptions(rows=250))
+def test_rows_that_calibrate_do_not_judge(
+    checkpoint: Path, many: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of few rows a third is left to judge, and the calibration set is the smaller one."""
+    seen = quality(monkeypatch, 0.2)
+    found = prune(checkpoint, rows(many), macs=Budget(max_drop=0.05), calibration=CalibrationOptions(rows=4000))
+    assert found.report.calibration_rows == 400 - 133
+    assert set(seen) == {133}
+    few = tiny.save_rows(tmp_path, "sst2", train=20)
+    with pytest.raises(DataError, match="has 20 rows; at least .* are needed to calibrate and to judge a drop"):
+        prune(checkpoint, rows(few), macs=Budget(max_drop=0.05), calibration=FEW)
 
 
 @pytest.mark.parametrize(

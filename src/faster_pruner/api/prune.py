@@ -17,8 +17,8 @@ from faster_pruner.api.rows import (
     calibration_rows,
     describe,
     evaluation_splits,
-    judging_rows,
     objective_for,
+    rows_to_judge,
     unlabelled_rows,
 )
 from faster_pruner.api.run import Run
@@ -177,6 +177,9 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
     opened = dense if smaller is None else smaller.opened
     with clock.stage("rows"):
         objective = objective_for(opened, task)
+        judges = None
+        if asked.budget.max_drop is not None:
+            options, judges = rows_to_judge(source, task, opened, options)
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
         subject = subject_of(opened, objective)
@@ -185,7 +188,6 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         if asked.distillation is not None:
             unlabelled = unlabelled_rows(source, task, opened, options, asked.distillation)
             training = training_for(asked.distillation, unlabelled, target)
-        judges = None if asked.budget.max_drop is None else judging_rows(source, task, opened, options)
         companions = NONE if target.path is None else read_companions(place) if smaller is None else smaller.companions
     precision = choose_precision(options.precision, device)
     target.check_space(

@@ -27,7 +27,7 @@ _FEWEST_ROWS = 8
 # Rows that a distillation of a given time chooses from, and those that judge it.
 _MOST_ROWS, _MOST_HELD_OUT = 65_536, 1024
 # Training rows that judge a drop.
-_MOST_JUDGES, _FEWEST_JUDGES = 4096, 200
+_MOST_JUDGES, _FEWEST_JUDGES = 4096, 16
 
 
 def describe(data: Data) -> Task:
@@ -160,25 +160,30 @@ def unlabelled_rows(
     )
 
 
-def judging_rows(source: Source, task: Task, opened: Opened, options: CalibrationOptions) -> EncodedRows:
-    """Training rows with labels, the next ones of the draw that the calibration set is the beginning of.
+def rows_to_judge(
+    source: Source, task: Task, opened: Opened, options: CalibrationOptions
+) -> tuple[CalibrationOptions, EncodedRows]:
+    """Training rows with labels that judge, the next ones of the draw that the calibration set is the beginning of.
+
+    Returns:
+        The options of the calibration, with no more rows than leave a third of them to judge; and those that do.
 
     Raises:
-        DataError: too few are left.
+        DataError: there are too few.
         OptionError: a retrieval folder has none.
     """
     if _retrieval_folder(source, task, opened) is not None:
         raise OptionError("a retrieval folder has no rows that could judge a drop; say what may be left", option="macs")
     rows = _loaded(source, task, opened, TRAIN_SPLITS)
-    mixed = sample(rows, len(rows), options.seed)
-    judges = range(min(options.rows, len(rows)), min(options.rows + _MOST_JUDGES, len(rows)))
-    if len(judges) < _FEWEST_JUDGES:
+    if len(rows) < _FEWEST_ROWS + _FEWEST_JUDGES:
         raise DataError(
-            f"{source.description} has {len(rows)} training rows, {options.rows} of which calibrate; {_FEWEST_JUDGES} "
-            "more are needed to judge a drop: calibrate on fewer",
-            option="calibration_rows",
+            f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS + _FEWEST_JUDGES} "
+            "are needed to calibrate and to judge a drop"
         )
-    return encoded(mixed.chosen(list(judges)), task, opened, options.max_length)
+    options = replace(options, rows=min(options.rows, len(rows) - max(_FEWEST_JUDGES, len(rows) // 3)))
+    mixed = sample(rows, len(rows), options.seed)
+    judges = range(options.rows, min(options.rows + _MOST_JUDGES, len(rows)))
+    return options, encoded(mixed.chosen(list(judges)), task, opened, options.max_length)
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
