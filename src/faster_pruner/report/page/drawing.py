@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from faster_pruner.report.page.markup import Markup, joined, tag
+from faster_pruner.report.page.markup import Markup, joined, number, tag
 
 WIDTH = 400.0
 # About how wide a character of a label is.
 CHARACTER = 8.1
 ROW = 20.0
+# Around a picture that is a file of its own.
+_MARGIN = 12.0
 _TICKS = 5
 _SPACE = "http://www.w3.org/2000/svg"
 _STEPS = (1.0, 2.0, 5.0, 10.0)
@@ -54,10 +56,11 @@ class Picture:
     def standalone(self) -> str:
         """As a file of its own, on a ground of its own."""
         sheet = tag("style", Markup(style("picture.css")))
-        ground = tag("rect", class_="ground", width=WIDTH, height=self.height)
-        return self._svg(sheet, ground, xmlns=_SPACE, width=WIDTH, height=self.height) + "\n"
+        wide, high = WIDTH + 2 * _MARGIN, self.height + 2 * _MARGIN
+        ground = tag("rect", class_="ground", x=-_MARGIN, y=-_MARGIN, width=wide, height=high)
+        return self._svg(sheet, ground, margin=_MARGIN, xmlns=_SPACE, width=wide, height=high) + "\n"
 
-    def _svg(self, *before: Markup, **attributes: str | float) -> Markup:
+    def _svg(self, *before: Markup, margin: float = 0.0, **attributes: str | float) -> Markup:
         return tag(
             "svg",
             tag("title", self.title),
@@ -66,7 +69,7 @@ class Picture:
             class_="picture",
             role="img",
             aria_label=f"{self.title}. {self.description}",
-            viewBox=f"0 0 {WIDTH:.0f} {self.height:.0f}",
+            viewBox=" ".join(map(number, (-margin, -margin, WIDTH + 2 * margin, self.height + 2 * margin))),
             **attributes,
         )
 

@@ -93,30 +93,24 @@ def _known(members: Sequence[Member]) -> list[PruneReport]:
 
 
 def _tiles(members: Sequence[Member]) -> Iterator[tuple[str, str, str]]:
-    """The dense model, the smallest one that is as good, and the fastest."""
+    """The dense model, the smallest one, and the fastest."""
     known = [(member.name, member.report) for member in members if member.report is not None]
     first = known[0][1]
     for split, dense in first.before.items():
         name = dense.primary
         yield f"Dense {name}, {split}", words.metric(name, dense.value), f"on {dense.rows} rows"
-        same = [(budget, r) for budget, r in known if _within_noise(r, split)]
-        if same:
-            budget, best = min(same, key=lambda each: each[1].macs_kept)
-            got, fast = words.metric(name, best.after[split].value), speed_up(best)
-            more = f"{name} {got}" + ("" if fast is None else f", {words.faster(fast)} as fast")
-            yield "Smallest within noise of it", f"{best.macs_kept:.0%} of the MACs", f"{budget}: {more}"
-        else:
-            yield "Within noise of it", "none", "every change stands out from the noise of the rows"
+        judged = [report for _, report in known if split in report.after]
+        if judged:
+            least = min(judged, key=lambda report: report.macs_kept)
+            value, sure = least.after[split].value, least.confidence.get(split)
+            more = f"{words.change(name, value - dense.value)} against the dense model"
+            if sure is not None and sure.metric == name:
+                more += f" (95%: {words.interval(name, sure.change, signed=True)})"
+            yield f"{name} at {least.macs_kept:.0%} of the MACs", words.metric(name, value), more
     timed = [(budget, fast) for budget, report in known if (fast := speed_up(report)) is not None]
     if timed:
         budget, most = max(timed, key=lambda each: each[1])
         yield "Fastest", words.faster(most), f"{budget}, at the largest shape that was timed"
-
-
-def _within_noise(report: PruneReport, split: str) -> bool:
-    """Whether the interval of the change holds none at all."""
-    sure = report.confidence.get(split)
-    return sure is not None and sure.change[0] <= 0 <= sure.change[1]
 
 
 def _table(members: Sequence[Member]) -> Markup:
