@@ -73,7 +73,7 @@ def test_attention_is_five_operators_and_norms_stay_as_they_are(share: float, tm
 
 def test_onnxruntime_would_fuse_the_norms_of_what_torch_writes_by_itself(tmp_path: Path) -> None:
     """Once this fails, `keep_norms` may have become useless."""
-    exporting._export(small_bert(), tmp_path / "model.onnx", faster=False)
+    export_onnx(small_bert(), tmp_path / "model.onnx", faster=False)
     assert operators_run(tmp_path / "model.onnx")["SkipLayerNormalization"] == 4
     assert operators(tmp_path / "model.onnx")["IsNaN"] == 2
 
