@@ -109,9 +109,13 @@ def _graphs(found: Mapping[str, Any]) -> list[str]:
         rows.append(_line([kind, *cells]))
     rows += [
         "",
-        "Where rows are padded, hidden probabilities are so small (denormal) that Intel's cores multiply them slowly. "
-        "Whoever runs padded batches in onnxruntime should set "
-        '`options.add_session_config_entry("session.set_denormal_as_zero", "1")` for the first session of the process.',
+        "Two options of onnxruntime's sessions that a service may need:",
+        "",
+        '* `options.add_session_config_entry("session.set_denormal_as_zero", "1")`, for the first session of the '
+        "process, where rows are padded: hidden probabilities are so small (denormal) that Intel's cores multiply them "
+        "slowly.",
+        '* `options.add_session_config_entry("session.x64quantprecision", "1")`, for int8 on x86 processors without '
+        "VNNI: by default products overflow there, and results are wrong.",
     ]
     return rows
 
