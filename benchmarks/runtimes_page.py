@@ -7,8 +7,7 @@ from typing import Any
 
 # Operators by what they are there for; every other one is the last row.
 _KINDS = {
-    "products with weights": ("MatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "FusedGemm"),
-    "products of attention scores": ("FusedMatMul",),
+    "matrix products": ("MatMul", "FusedMatMul", "FusedGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
     "norms, and the sums before them": ("SkipLayerNormalization", "LayerNormalization", "Sum"),
     "masks: Where, IsNaN": ("Where", "IsNaN"),
     "Softmax": ("Softmax",),
@@ -32,12 +31,11 @@ def page(found: Mapping[str, Any]) -> str:
     """Markdown."""
     used = found["measured with"]
     sections = [
-        ["# Measured speed and other runtimes", ""],
+        ["# Measured speed and other runtimes"],
         [
             "MiniLM-L6 on SST-2, default preset. Models take turns in each runtime; medians, speed-up over the dense "
             "model in the same runtime, beside what multiply-accumulates would give. Written by "
             "`benchmarks/runtimes.py`.",
-            "",
         ],
         ["## Runtimes", "", _measured_with(used["runtimes"]), "", *_runtimes(found["runtimes"], ("half", "30 %"))],
         [
