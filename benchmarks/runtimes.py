@@ -2,6 +2,7 @@
 
 python benchmarks/runtimes.py                  everything, on a quiet machine
 python benchmarks/runtimes.py --parts sizes    some parts; the others stay those of the saved JSON
+python benchmarks/runtimes.py --models DIR     keep the pruned models there, and take those that are there already
 python benchmarks/runtimes.py --show           the page from the saved JSON, nothing computed
 """
 
@@ -53,11 +54,11 @@ ONNX = ("torch", "onnx", "onnx-int8")
 _WARM_UP, _TURNS = 2, 15
 
 
-def measure(parts: list[str]) -> dict[str, Any]:
+def measure(parts: list[str], kept: Path | None) -> dict[str, Any]:
     """Prune, export and time; parts that are not asked for are those of the earlier run."""
     found: dict[str, Any] = dict(read_result("runtimes") or {})
     with tempfile.TemporaryDirectory() as place:
-        folders = _pruned(Path(place), set(BUDGETS) if "sizes" in parts else {"half", "30 %"})
+        folders = _pruned(kept or Path(place), set(BUDGETS) if "sizes" in parts else {"half", "30 %"})
         models = {"dense": MODEL, **folders}
         main = {name: models[name] for name in ("dense", "half", "30 %")}
         measured: dict[str, Callable[[], Any]] = {
@@ -81,7 +82,9 @@ def _pruned(place: Path, names: set[str]) -> dict[str, Path]:
     kept = place / "statistics"
     for name, budget in BUDGETS.items():
         if name in names:
-            folders[name] = place / name.replace(" ", "-").replace("%", "percent")
+            folders[name] = place / name.replace(", ", "-").replace(" ", "-").replace("%", "percent")
+            if folders[name].exists():
+                continue
             if kept.exists():
                 cut_again(kept, macs=budget, output=folders[name])
             else:
@@ -195,9 +198,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--parts", default="graphs,runtimes,one thread,base,sizes,exported")
+    parser.add_argument("--models", type=Path, default=None)
     arguments = parser.parse_args()
     if not arguments.show:
-        write_result("runtimes", measure(arguments.parts.split(",")))
+        write_result("runtimes", measure(arguments.parts.split(","), arguments.models))
     saved = json.loads((RESULTS / "runtimes.json").read_text())
     PAGE.write_text(page(saved["rows"]))
 
