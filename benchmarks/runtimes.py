@@ -1,22 +1,42 @@
 """How fast pruned SST-2 models really are: eager, torch.compile, ONNX and int8, sizes rounded or not; docs/runtimes.md.
 
-python benchmarks/runtimes.py            everything, on a quiet machine
-python benchmarks/runtimes.py --show     the page from the saved JSON, nothing computed
+python benchmarks/runtimes.py                  everything, on a quiet machine
+python benchmarks/runtimes.py --parts sizes    some parts; the others stay those of the saved JSON
+python benchmarks/runtimes.py --models DIR     keep the pruned models there, and take those that are there already
+python benchmarks/runtimes.py --show           the page from the saved JSON, nothing computed
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import statistics
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SHARED, read_result, write_result
+import onnxruntime
+import torch
+from onnxruntime.transformers.optimizer import optimize_model
+from transformers import BertConfig, BertForSequenceClassification
+
+from common import RESULTS, SHARED, environment, read_result, write_result
 from faster_pruner import Budget, Data, Output, cut_again, prune
 from faster_pruner.api.bench import bench
 from faster_pruner.api.export import export
+from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.sizes import sublayers_of
+from faster_pruner.costs.cost import Macs, total
+from faster_pruner.model.limits import made_up_inputs
+from faster_pruner.model.shrink import shrink
+from faster_pruner.runtimes.comparison import Entry, compare
+from faster_pruner.runtimes.onnx import OnnxModel, export_onnx, quantise
+from faster_pruner.runtimes.timing import time_in_turn
+from runtimes_page import page
 
 PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
 MODEL = SHARED / "models" / "minilm-l6-sst2"
@@ -24,37 +44,144 @@ ROWS = Data(task="sst2", folder=SHARED / "data" / "glue")
 BUDGETS = {
     "half": Budget(macs=0.5),
     "half, any size": Budget(macs=0.5, round_to=1),
+    "half, multiples of 16": Budget(macs=0.5, round_to=16),
     "half, multiples of 32": Budget(macs=0.5, round_to=32),
     "half, uniform": Budget(macs=0.5, allocation="uniform"),
     "30 %": Budget(macs=0.3),
 }
+SHAPES = ((1, 32), (32, 128))
+ONNX = ("torch", "onnx", "onnx-int8")
+_WARM_UP, _TURNS = 2, 15
 
 
-def measure(parts: list[str]) -> dict[str, Any]:
+def measure(parts: list[str], kept: Path | None) -> dict[str, Any]:
     """Prune, export and time; parts that are not asked for are those of the earlier run."""
     found: dict[str, Any] = dict(read_result("runtimes") or {})
     with tempfile.TemporaryDirectory() as place:
-        folders: dict[str, Path] = {}
-        kept = Path(place) / "statistics"
-        for name, budget in BUDGETS.items():
-            folders[name] = Path(place) / name.replace(" ", "-").replace("%", "percent")
+        folders = _pruned(kept or Path(place), set(BUDGETS) if "sizes" in parts else {"half", "30 %"})
+        models = {"dense": MODEL, **folders}
+        main = {name: models[name] for name in ("dense", "half", "30 %")}
+        measured: dict[str, Callable[[], Any]] = {
+            "graphs": lambda: _graphs(main["dense"], main["half"], Path(place)),
+            "runtimes": lambda: _timed(main, ("torch", "compile", "onnx", "onnx-int8"), (32, 128)),
+            "one thread": lambda: _on_one_core(lambda: _timed(main, ONNX, (32, 128))),
+            "base": _base,
+            "sizes": lambda: _timed({n: m for n, m in models.items() if n != "30 %"}, ONNX, (32, 128)),
+            "exported": lambda: {name: _export(folder, Path(place) / "x.onnx") for name, folder in main.items()},
+        }
+        for part in parts:
+            found[part] = measured[part]()
+            versions = {**environment(), "onnxruntime": onnxruntime.__version__}
+            found.setdefault("measured with", {})[part] = versions
+    return found
+
+
+def _pruned(place: Path, names: set[str]) -> dict[str, Path]:
+    """Folders of the pruned models: one calibration, a cut for each budget."""
+    folders: dict[str, Path] = {}
+    kept = place / "statistics"
+    for name, budget in BUDGETS.items():
+        if name in names:
+            folders[name] = place / name.replace(", ", "-").replace(" ", "-").replace("%", "percent")
+            if folders[name].exists():
+                continue
             if kept.exists():
                 cut_again(kept, macs=budget, output=folders[name])
             else:
                 prune(MODEL, ROWS, macs=budget, output=Output(folder=folders[name], statistics=kept))
-        if "exported" in parts:
-            chosen = {"dense": MODEL, "half": folders["half"], "30 %": folders["30 %"]}
-            found["exported"] = {name: _export(folder, Path(place) / "x.onnx") for name, folder in chosen.items()}
-        for part, runtimes, names in (
-            ("runtimes", ("torch", "compile", "onnx"), ("half", "30 %")),
-            ("sizes", ("torch",), tuple(BUDGETS)),
-        ):
-            if part in parts:
-                models = [MODEL, *(folders[name] for name in names)]
-                timings = bench(models, runtimes=runtimes, batches=(1, 32), sequences=(32, 128))
-                label = dict(zip(map(str, models), ["dense", *names], strict=True))
-                found[part] = [{**asdict(timing), "model": label[timing.model]} for timing in timings]
-    return found
+    return folders
+
+
+def _timed(models: dict[str, Path], runtimes: tuple[str, ...], sequences: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Checkpoints in turn in each runtime, for JSON."""
+    timings = bench(list(models.values()), runtimes=runtimes, batches=(1, 32), sequences=sequences)
+    label = {str(folder): name for name, folder in models.items()}
+    return [{**asdict(timing), "model": label[timing.model]} for timing in timings]
+
+
+def _on_one_core(run: Callable[[], Any]) -> Any:
+    """What `run` measures with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _base() -> list[dict[str, Any]]:
+    """BERT-base with random weights, and half of its heads and neurons."""
+    torch.manual_seed(0)
+    entries: list[Entry] = []
+    for name in ("dense", "half"):
+        model = BertForSequenceClassification(BertConfig()).eval()
+        for s in sublayers_of(model) if name == "half" else ():
+            shrink(model, s.parts, torch.arange(s.units // 2))
+        sublayers = sublayers_of(model)
+        cost = functools.partial(
+            lambda length, own: total(Macs({s.stack.name: float(length) for s in own}), own), own=sublayers
+        )
+        entries.append(Entry(name, model, cost))
+    return [asdict(timing) for timing in compare(entries, runtimes=ONNX, shapes=SHAPES)]
+
+
+def _graphs(dense: Path, half: Path, place: Path) -> dict[str, Any]:
+    """The same models in torch's own operators, in ours, and as onnxruntime's optimiser leaves the former."""
+    files: dict[tuple[str, str], Path] = {}
+    for name, folder in (("dense", dense), ("half", half)):
+        model = open_checkpoint(str(folder), device=torch.device("cpu")).model
+        for graph in ("torch's own", "ours"):
+            file = place / f"{name}-{graph == 'ours'}.onnx"
+            files[name, graph] = export_onnx(model, file, faster=graph == "ours").file
+            files[name, f"{graph}, int8"] = quantise(file, file.with_suffix(".int8.onnx"))
+        files[name, "optimised"] = place / f"{name}-optimised.onnx"
+        optimised = optimize_model(str(files[name, "torch's own"]), "bert")
+        optimised.save_model_to_file(str(files[name, "optimised"]))
+    runs = {key: OnnxModel(file) for key, file in files.items()}
+    times: list[dict[str, Any]] = []
+    for batch, tokens in SHAPES:
+        inputs = made_up_inputs(model, batch, tokens)
+        calls = {key: functools.partial(run, inputs) for key, run in runs.items()}
+        seconds = time_in_turn(calls, torch.device("cpu"), warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
+        for graph in dict.fromkeys(key[1] for key in files):
+            slow, fast = seconds["dense", graph], seconds["half", graph]
+            times.append(
+                {
+                    "graph": graph,
+                    "batch": batch,
+                    "sequence": tokens,
+                    "dense_ms": 1000 * statistics.median(slow),
+                    "half_ms": 1000 * statistics.median(fast),
+                    "speed_up": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
+                }
+            )
+    del runs
+    inputs = {name: value.numpy() for name, value in made_up_inputs(model, *SHAPES[-1]).items()}
+    profiles = [
+        {"model": name, "graph": graph, "ms": _profile(file, inputs, place)}
+        for (name, graph), file in files.items()
+        if graph != "optimised"
+    ]
+    return {"times": times, "profiles": profiles}
+
+
+def _profile(file: Path, inputs: dict[str, Any], place: Path) -> dict[str, float]:
+    """Milliseconds of a run by type of operator, as onnxruntime's profiler sees them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(place / "profile")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    given = {entry.name: inputs.get(entry.name, 0 * inputs["input_ids"]) for entry in session.get_inputs()}
+    for _ in range(_WARM_UP + _TURNS):
+        session.run(None, given)
+    events = [e for e in json.loads(Path(session.end_profiling()).read_text()) if e["name"].endswith("kernel_time")]
+    nodes = len(events) // (_WARM_UP + _TURNS)
+    spent: Counter[str] = Counter()
+    for place_in_graph in range(nodes):
+        own = events[(_WARM_UP * nodes + place_in_graph) :: nodes]
+        spent[own[0]["args"]["op_name"]] += statistics.median(event["dur"] for event in own) / 1000
+    return dict(spent.most_common())
 
 
 def _export(folder: Path, file: Path) -> list[dict[str, Any]]:
@@ -66,71 +193,17 @@ def _export(folder: Path, file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def page(found: dict[str, Any], environment: dict[str, str]) -> str:
-    """Markdown."""
-    lines = [
-        "# Measured speed and other runtimes",
-        "",
-        "MiniLM-L6 on SST-2, default preset. Models take turns in each runtime; medians, speed-up over the dense model "
-        "in the same runtime, beside what multiply-accumulates would give. Written by "
-        "`benchmarks/runtimes.py`; " + ", ".join(f"{key} {value}" for key, value in environment.items()) + ".",
-        "",
-        "## Runtimes",
-        "",
-        "| batch x tokens | runtime | half the MACs | ideal | 30 % of the MACs | ideal | dense against eager |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    by = {(r["batch"], r["sequence"], r["runtime"], r["model"]): r for r in found["runtimes"]}
-    for batch, sequence in dict.fromkeys((key[0], key[1]) for key in by):
-        for runtime in dict.fromkeys(key[2] for key in by):
-            own = [by[batch, sequence, runtime, name] for name in ("half", "30 %")]
-            cells = [f"{timing['speed_up']:.2f}x | {timing['ideal']:.2f}x" for timing in own]
-            eager = by[batch, sequence, "torch", "dense"]["ms"] / by[batch, sequence, runtime, "dense"]["ms"]
-            lines.append(f"| {batch} x {sequence} | {runtime} | {' | '.join(cells)} | {eager:.2f}x |")
-    lines += [
-        "",
-        "## Sizes",
-        "",
-        "Eager, half the MACs. The default keeps neurons in multiples of 8.",
-        "",
-        "| batch x tokens | multiples of 8 | any size | multiples of 32 | uniform |",
-        "|---|---|---|---|---|",
-    ]
-    sizes = {(r["batch"], r["sequence"], r["model"]): r["speed_up"] for r in found["sizes"]}
-    for batch, sequence in dict.fromkeys((key[0], key[1]) for key in sizes):
-        names = ("half", "half, any size", "half, multiples of 32", "half, uniform")
-        lines.append(
-            f"| {batch} x {sequence} | " + " | ".join(f"{sizes[batch, sequence, n]:.2f}x" for n in names) + " |"
-        )
-    lines += [
-        "",
-        "## Export",
-        "",
-        "`faster-pruner export --int8`. The difference is the largest of any logit from PyTorch's, over shapes that "
-        "the exporter never saw; speed-up is over PyTorch eager of the same model.",
-        "",
-        "| model | step | weights | largest difference | accuracy | loss | 1 x 32 | 32 x 128 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, steps in found["exported"].items():
-        for step in steps:
-            parity = "" if step["parity"] is None else f"{step['parity']:.0e}"
-            speeds = " | ".join(f"{ratio:.2f}x" for _, ratio in step["speed_up"])
-            quality = f"{step['metrics']['accuracy']:.2f} | {step['metrics']['loss']:.4f}"
-            lines.append(f"| {name} | {step['name']} | {step['megabytes']:.1f} MB | {parity} | {quality} | {speeds} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measure or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--parts", default="runtimes,sizes,exported")
+    parser.add_argument("--parts", default="graphs,runtimes,one thread,base,sizes,exported")
+    parser.add_argument("--models", type=Path, default=None)
     arguments = parser.parse_args()
     if not arguments.show:
-        write_result("runtimes", measure(arguments.parts.split(",")))
+        write_result("runtimes", measure(arguments.parts.split(","), arguments.models))
     saved = json.loads((RESULTS / "runtimes.json").read_text())
-    PAGE.write_text(page(saved["rows"], saved["environment"]))
+    PAGE.write_text(page(saved["rows"]))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ class ExportStep:
         file: what was written; None for PyTorch.
         megabytes: size of the weights there.
         parity: largest difference of a returned value from PyTorch's; None where it is not promised.
+        note: what is worth knowing about the file; mostly empty.
         metrics: on the first evaluation split; empty without data.
         ms: median latency per (batch, sequence).
         speed_up: PyTorch's median / this one's, per (batch, sequence).
@@ -140,6 +141,7 @@ class ExportStep:
     file: Path | None
     megabytes: float
     parity: float | None = None
+    note: str = ""
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     ms: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     speed_up: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])

@@ -92,12 +92,22 @@ def test_openvino_where_installed(pruned: Path, tmp_path: Path) -> None:
 def test_bench_compares_models_and_runtimes(checkpoint: Path, pruned: Path, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     code, text, _ = run(
-        "bench", checkpoint, pruned, "--runtime", "torch,onnx", "--batch", "1,2", "--seq", "8,9999", "--json-file", file
+        "bench",
+        checkpoint,
+        pruned,
+        "--runtime",
+        "torch,onnx,onnx-int8",
+        "--batch",
+        "1,2",
+        "--seq",
+        "8,9999",
+        "--json-file",
+        file,
     )
     assert code == 0
     assert "speed-up" in text
     found = json.loads(file.read_text())["timings"]
-    assert len(found) == 2 * 2 * 2
+    assert len(found) == 2 * 3 * 2
     dense = [t for t in found if t["model"] == str(checkpoint)]
     assert all(t["speed_up"] == 1.0 and t["ideal"] == 1.0 for t in dense)
     assert all(t["ideal"] > 2 for t in found if t["model"] == str(pruned))
@@ -109,7 +119,7 @@ def test_bench_compares_models_and_runtimes(checkpoint: Path, pruned: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--runtime", "tensorrt"), "choose one of: torch, compile, onnx"),
+        (("--runtime", "tensorrt"), "choose one of: torch, compile, onnx, onnx-int8"),
         (("--batch", "a"), "numbers with commas"),
         (("--batch", "0"), "at least 1"),
         (("--seq", "9999"), "at most 64 tokens"),

@@ -52,7 +52,7 @@ def bench(
         raise OptionError("batches and sequences must be at least 1")
     for runtime in runtimes:
         one_of("runtime", runtime, RUNTIMES)
-    if "onnx" in runtimes:
+    if {"onnx", "onnx-int8"} & set(runtimes):
         require_onnx()
     run = run or Run()
     device = run.on()

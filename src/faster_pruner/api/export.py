@@ -148,7 +148,8 @@ def _written(
     calls: dict[str, Call] = {"PyTorch": functools.partial(_in_torch, model)}
     with clock.stage("export to ONNX"):
         exported = export_onnx(model, file)
-    steps.append(ExportStep(name="ONNX", file=file, megabytes=exported.bytes / 1e6, parity=exported.parity))
+    size = exported.bytes / 1e6
+    steps.append(ExportStep(name="ONNX", file=file, megabytes=size, parity=exported.parity, note=exported.note))
     calls["ONNX"] = OnnxModel(file)
     if int8:
         small = _int8_of(file)

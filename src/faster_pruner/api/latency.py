@@ -65,11 +65,13 @@ class Timed:
 def check_runtime(budget: Budget, device: torch.device) -> None:
     """Before any work: the runtime of a latency can be timed here. Raises OptionError."""
     limit = budget.latency
-    if limit is None or limit.runtime != "onnx":
+    if limit is None or not limit.runtime.startswith("onnx"):
         return
     require_onnx()
     if device.type != "cpu":
-        raise OptionError(f"the runtime 'onnx' is timed on the CPU; the model is on {device}", option="device")
+        raise OptionError(
+            f"the runtime {limit.runtime!r} is timed on the CPU; the model is on {device}", option="device"
+        )
 
 
 def with_times(job: Job, clock: StageClock) -> tuple[Job, list[Timed]]:
@@ -234,7 +236,7 @@ def _key(bench: Bench) -> dict[str, Any]:
     sublayers = [[kind_of(s), s.units, s.spec.least, s.stack.calls] for s in bench.network.sublayers]
     return {
         "environment": environment(parameter.device),
-        "runtime": [runtime, version("onnxruntime") if runtime == "onnx" else ""],
+        "runtime": [runtime, version("onnxruntime") if runtime.startswith("onnx") else ""],
         "dtype": str(parameter.dtype),
         "attention": str(getattr(model.config, "_attn_implementation", "")),
         "class": type(model).__name__,

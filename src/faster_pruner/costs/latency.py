@@ -27,7 +27,7 @@ class LatencyLimit:
         seconds: None when a share is given.
         batch: rows.
         tokens: per row of text; images and sounds have the length that the model makes of them.
-        runtime: "torch" (eager), "compile" or "onnx".
+        runtime: "torch" (eager), "compile", "onnx" or "onnx-int8".
     """
 
     share: float | None = None

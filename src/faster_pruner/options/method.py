@@ -21,15 +21,15 @@ RecoveryName = Literal["none", "scale", "weights"]
 SolverName = Literal["auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr"]
 TeacherName = Literal["dense", "sqrt"]
 AllocationName = Literal["free", "bucketed", "uniform", "stock"]
-RuntimeName = Literal["torch", "compile", "onnx"]
+RuntimeName = Literal["torch", "compile", "onnx", "onnx-int8"]
 
 SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
 RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
 SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
 TEACHERS: tuple[TeacherName, ...] = ("dense", "sqrt")
 ALLOCATIONS: tuple[AllocationName, ...] = ("free", "bucketed", "uniform", "stock")
-# What runs a model: torch eagerly, torch.compile, onnxruntime.
-RUNTIMES: tuple[RuntimeName, ...] = ("torch", "compile", "onnx")
+# What runs a model: torch eagerly, torch.compile, onnxruntime, and that with int8 weights.
+RUNTIMES: tuple[RuntimeName, ...] = ("torch", "compile", "onnx", "onnx-int8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ def print_steps(steps: Sequence[ExportStep], console: Console) -> None:
     for step in steps:
         if step.file is not None:
             console.print(Text(f"{step.name}: {step.file}"), soft_wrap=True)
+        if step.note:
+            console.print(Text(f"{step.name}: {step.note}"), soft_wrap=True)
 
 
 def print_timings(timings: Sequence[Timing], console: Console) -> None:

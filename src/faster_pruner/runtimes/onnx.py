@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from faster_pruner.host.files import beside
 from faster_pruner.host.marks import MARK
 from faster_pruner.model.limits import input_names, longest_row, made_up_inputs, main_input
 from faster_pruner.model.passes import inference
+from faster_pruner.runtimes.lowering import attention_by_hand, keep_norms
 
 # What the exported float32 model returns may differ from PyTorch's by this much.
 TOLERANCE = 1e-4
@@ -35,6 +36,7 @@ _CHECKED_SHAPES = ((1, 2), (1, 33), (5, 7), (3, 128))
 # Samples by which each sound that parity is checked on is shorter than the one before.
 _SHORTER = 333
 _LARGEST_SINGLE_FILE = 2**31 - 2**20
+_NOT_WRITTEN = "; nothing was written. Please report this"
 
 # Anything that is called like the model and returns its tensors as attributes.
 Call = Callable[[Mapping[str, Tensor]], Any]
@@ -49,12 +51,14 @@ class Exported:
         bytes: its size, weights included.
         parity: largest difference of a returned value from PyTorch's over `shapes`.
         shapes: (batch, sequence) pairs that were compared; none of them was used in the export.
+        note: why it holds what torch's exporter writes by itself; empty where onnxruntime runs it faster.
     """
 
     file: Path
     bytes: int
     parity: float
     shapes: list[tuple[int, int]]
+    note: str = ""
 
 
 class _Tensors(nn.Module):
@@ -82,6 +86,8 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        # threads that wait for this session's next call would take the cores of the one that is called meanwhile
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._names = [entry.name for entry in self._session.get_inputs()]
         self._outputs = [entry.name for entry in self._session.get_outputs()]
@@ -135,12 +141,14 @@ def example(model: nn.Module, shape: tuple[int, int], seed: int) -> dict[str, Te
     return {n: inputs[n] if n in inputs else torch.zeros_like(inputs["input_ids"]) for n in names}
 
 
-def export_onnx(model: nn.Module, file: Path) -> Exported:
+def export_onnx(model: nn.Module, file: Path, *, faster: bool = True) -> Exported:
     """Export a model to ONNX, run it in onnxruntime, and compare.
 
     Args:
         model: float32, on the CPU.
         file: where to write; an existing file is replaced once the new one has been verified.
+        faster: in the operators that onnxruntime is fast in, as long as they can be had and agree with PyTorch, and not
+            in those that torch's exporter chooses.
 
     Raises:
         OptionError: onnx, onnxscript or onnxruntime is not installed.
@@ -149,10 +157,22 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
         OutputError: the file cannot be written.
     """
     require_onnx()
+    try:
+        return _export(model, file, faster=faster)
+    except (UnsupportedModelError, VerificationError) as error:
+        if not faster:
+            raise
+        reason = str(error).removesuffix(_NOT_WRITTEN)
+        note = f"{reason}; the file holds torch's own operators instead, which onnxruntime may run slower"
+        return replace(_export(model, file, faster=False), note=note)
+
+
+def _export(model: nn.Module, file: Path, *, faster: bool) -> Exported:
+    """One export, written once it is verified, in the operators that onnxruntime is fast in or in torch's own."""
     inputs = example(model, _EXPORTED_SHAPE, 0)
     with inference(model), quiet():
         outputs = list(_returned(model(**inputs)))
-        program = _program(model, inputs, outputs)
+        program = _program(model, inputs, outputs, faster=faster)
     size = sum(parameter.nbytes for parameter in model.parameters())
     # only files with this mark are ever replaced
     program.model.metadata_props[MARK] = version("faster-pruner")
@@ -162,34 +182,37 @@ def export_onnx(model: nn.Module, file: Path) -> Exported:
             worst, shapes = parity(model, OnnxModel(staging))
         except Exception as error:  # onnxruntime's own errors
             raise VerificationError(
-                f"the exported model cannot run what PyTorch runs ({' '.join(str(error).split())[:200]}); nothing was "
-                "written. Please report this"
+                f"the exported model cannot run what PyTorch runs ({' '.join(str(error).split())[:200]}){_NOT_WRITTEN}"
             ) from error
         if not worst <= TOLERANCE:
             raise VerificationError(
-                f"what the exported model returns differs from PyTorch's by {worst:.1e}, more than {TOLERANCE:g}; "
-                "nothing was written. Please report this"
+                f"what the exported model returns differs from PyTorch's by {worst:.1e}, more than {TOLERANCE:g}"
+                f"{_NOT_WRITTEN}"
             )
     return Exported(file=file, bytes=_bytes(file), parity=worst, shapes=shapes)
 
 
-def _program(model: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> Any:
+def _program(model: nn.Module, inputs: dict[str, Tensor], outputs: list[str], *, faster: bool) -> Any:
     """What torch's exporter makes of a model. Raises UnsupportedModelError."""
     try:
-        return torch.onnx.export(
+        program: Any = torch.onnx.export(
             _Tensors(model, tuple(inputs)),
             tuple(inputs.values()),
             dynamo=True,
             dynamic_shapes={"tensors": tuple(_dynamic(model, value) for value in inputs.values())},
             input_names=list(inputs),
             output_names=outputs,
+            custom_translation_table=attention_by_hand() if faster else None,
             verbose=False,
         )
+        if faster:
+            keep_norms(program.model)
     except Exception as error:  # the exporter's, about whatever in the model's code it cannot follow
         raise UnsupportedModelError(
             f"torch {torch.__version__} cannot export a {type(model).__name__} to ONNX: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+    return program
 
 
 def _dynamic(model: nn.Module, value: Tensor) -> dict[int, Any]:
@@ -201,10 +224,11 @@ def _dynamic(model: nn.Module, value: Tensor) -> dict[int, Any]:
 
 
 def quantise(exported: Path, file: Path) -> Path:
-    """Dynamic int8 quantisation of an exported file by onnxruntime's own tool: weights int8."""
+    """Dynamic int8 quantisation of an exported file by onnxruntime's own tool: weights int8, a scale per column."""
     quantization = require("onnxruntime.quantization")
     with beside(file) as staging, quiet():
-        quantization.quantize_dynamic(str(exported), str(staging), weight_type=quantization.QuantType.QInt8)
+        weights = quantization.QuantType.QInt8
+        quantization.quantize_dynamic(str(exported), str(staging), per_channel=True, weight_type=weights)
         OnnxModel(staging)
     return file
 
