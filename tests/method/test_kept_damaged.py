@@ -103,6 +103,7 @@ def test_changed_statistics(kind: str, world: tuple[Path, Path], tmp_path: Path)
 
 
 ABOUT: list[Any] = [{"model": 3}, {"model": ["x"]}, {"x": 1}, {"model": "a", "task": 3, "calibration_hash": None}]
+ABOUT += [{"model": "a", "task": "b", "calibration_hash": "c", "truncated": odd} for odd in ("x", True, 0.5)]
 
 
 @pytest.mark.parametrize("about", ABOUT, ids=str)

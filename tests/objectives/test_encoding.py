@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
 import tiny
 from faster_pruner.data.batches import Label
@@ -13,6 +14,7 @@ from faster_pruner.data.glue import GLUE
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
 from faster_pruner.objectives.classification import encode
+from faster_pruner.objectives.encoding import cut_off
 
 TEXT = Task(name="t", text_column="text")
 MULTI_LABEL = "multi_label_classification"
@@ -156,3 +158,13 @@ def test_several_labels_reach_the_batches_as_numbers() -> None:
     labels = torch.cat([batch.labels for batch in tiny.make_batches(encoded, 4) if batch.labels is not None])
     assert labels.dtype == torch.float32
     assert sorted(labels.tolist()) == [[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+
+
+def test_rows_that_were_cut_are_counted() -> None:
+    rows = [{"text": " ".join(["w1"] * count), "label": 0} for count in (3, 6, 7, 8, 20)]
+    found = encode(rows, TEXT, tiny.make_tokenizer(), config=config(), limit=9)
+    # with [CLS] and [SEP]: seven words just fit
+    assert found.lengths == [5, 8, 9, 9, 9]
+    assert found.truncated == 2
+    # of a tokenizer that does not say, it is those that reach the limit
+    assert cut_off(BatchEncoding({"input_ids": [[1] * length for length in found.lengths]}), 9) == 3
