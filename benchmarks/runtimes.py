@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,7 @@ from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.cost import Macs, total
 from faster_pruner.model.limits import made_up_inputs
 from faster_pruner.model.shrink import shrink
-from faster_pruner.runtimes.comparison import Entry, compare
 from faster_pruner.runtimes.onnx import OnnxModel, export_onnx, quantise
-from faster_pruner.runtimes.timing import time_in_turn
 from runtimes_page import page
 
 PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
@@ -50,8 +51,7 @@ BUDGETS = {
     "30 %": Budget(macs=0.3),
 }
 SHAPES = ((1, 32), (32, 128))
-ONNX = ("torch", "onnx", "onnx-int8")
-_WARM_UP, _TURNS = 2, 15
+_WARM_UP, _TURNS = 1, 7
 
 
 def measure(parts: list[str], kept: Path | None) -> dict[str, Any]:
@@ -63,13 +63,14 @@ def measure(parts: list[str], kept: Path | None) -> dict[str, Any]:
         main = {name: models[name] for name in ("dense", "half", "30 %")}
         measured: dict[str, Callable[[], Any]] = {
             "graphs": lambda: _graphs(main["dense"], main["half"], Path(place)),
-            "runtimes": lambda: _timed(main, ("torch", "compile", "onnx", "onnx-int8"), (32, 128)),
-            "one thread": lambda: _on_one_core(lambda: _timed(main, ONNX, (32, 128))),
-            "base": _base,
-            "sizes": lambda: _timed({n: m for n, m in models.items() if n != "30 %"}, ONNX, (32, 128)),
+            "runtimes": lambda: _timed(main, ("torch", "compile", "onnx", "onnx-int8")),
+            "one core": lambda: _on_one_core(_opened(main), Path(place)),
+            "base": lambda: _on_one_core(_bases(), Path(place)),
+            "sizes": lambda: _on_one_core(_opened({n: m for n, m in models.items() if n != "30 %"}), Path(place)),
             "exported": lambda: {name: _export(folder, Path(place) / "x.onnx") for name, folder in main.items()},
         }
         for part in parts:
+            print(part, flush=True)
             found[part] = measured[part]()
             versions = {**environment(), "onnxruntime": onnxruntime.__version__}
             found.setdefault("measured with", {})[part] = versions
@@ -92,37 +93,87 @@ def _pruned(place: Path, names: set[str]) -> dict[str, Path]:
     return folders
 
 
-def _timed(models: dict[str, Path], runtimes: tuple[str, ...], sequences: tuple[int, ...]) -> list[dict[str, Any]]:
+def _timed(models: dict[str, Path], runtimes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Checkpoints in turn in each runtime, for JSON."""
-    timings = bench(list(models.values()), runtimes=runtimes, batches=(1, 32), sequences=sequences)
+    timings = bench(list(models.values()), runtimes=runtimes, batches=(1, 32), sequences=(32, 128))
     label = {str(folder): name for name, folder in models.items()}
     return [{**asdict(timing), "model": label[timing.model]} for timing in timings]
 
 
-def _on_one_core(run: Callable[[], Any]) -> Any:
-    """What `run` measures with one thread."""
+def _opened(folders: dict[str, Path]) -> dict[str, Any]:
+    """Checkpoints as models."""
+    return {name: open_checkpoint(str(folder), device=torch.device("cpu")).model for name, folder in folders.items()}
+
+
+def _bases() -> dict[str, Any]:
+    """BERT-base with random weights, and half of its heads and neurons."""
+    torch.manual_seed(0)
+    models = {name: BertForSequenceClassification(BertConfig()).eval() for name in ("dense", "half")}
+    for s in sublayers_of(models["half"]):
+        shrink(models["half"], s.parts, torch.arange(s.units // 2))
+    return models
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch and onnxruntime with one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return run()
+        yield
     finally:
         torch.set_num_threads(before)
 
 
-def _base() -> list[dict[str, Any]]:
-    """BERT-base with random weights, and half of its heads and neurons."""
-    torch.manual_seed(0)
-    entries: list[Entry] = []
-    for name in ("dense", "half"):
-        model = BertForSequenceClassification(BertConfig()).eval()
-        for s in sublayers_of(model) if name == "half" else ():
-            shrink(model, s.parts, torch.arange(s.units // 2))
-        sublayers = sublayers_of(model)
-        cost = functools.partial(
-            lambda length, own: total(Macs({s.stack.name: float(length) for s in own}), own), own=sublayers
-        )
-        entries.append(Entry(name, model, cost))
-    return [asdict(timing) for timing in compare(entries, runtimes=ONNX, shapes=SHAPES)]
+def _processor_time(calls: Mapping[Any, Callable[[], object]]) -> dict[Any, list[float]]:
+    """Seconds that this process computes in every call, in turn: what else runs on the machine matters little."""
+    found: dict[Any, list[float]] = {key: [] for key in calls}
+    for turn in range(_WARM_UP + _TURNS):
+        for key, call in calls.items():
+            started = time.process_time()
+            call()
+            if turn >= _WARM_UP:
+                found[key].append(time.process_time() - started)
+    return found
+
+
+def _on_one_core(models: dict[str, Any], place: Path) -> list[dict[str, Any]]:
+    """Models in turn in each runtime with one thread, in processor time."""
+    found: list[dict[str, Any]] = []
+    with _one_thread(), torch.no_grad():
+        calls: dict[str, dict[str, Callable[..., Any]]] = {"torch": {}, "onnx": {}, "onnx-int8": {}}
+        for number, (name, model) in enumerate(models.items()):
+            file = export_onnx(model, place / f"{number}.onnx").file
+            calls["torch"][name] = functools.partial(_in_torch, model)
+            calls["onnx"][name] = OnnxModel(file)
+            calls["onnx-int8"][name] = OnnxModel(quantise(file, file.with_suffix(".int8.onnx")))
+        for (batch, tokens), runtime in itertools.product(SHAPES, calls):
+            inputs = made_up_inputs(models["dense"], batch, tokens)
+            seconds = _processor_time({n: functools.partial(call, inputs) for n, call in calls[runtime].items()})
+            for name, own in seconds.items():
+                found.append(
+                    {
+                        "model": name,
+                        "runtime": runtime,
+                        "batch": batch,
+                        "sequence": tokens,
+                        "ms": 1000 * statistics.median(own),
+                        "speed_up": statistics.median(d / o for d, o in zip(seconds["dense"], own, strict=True)),
+                        "ideal": _macs(models["dense"], tokens) / _macs(models[name], tokens),
+                    }
+                )
+    return found
+
+
+def _in_torch(model: Any, inputs: dict[str, Any]) -> Any:
+    """One forward."""
+    return model(**inputs)
+
+
+def _macs(model: Any, length: int) -> float:
+    """Of a row, in all sublayers."""
+    sublayers = sublayers_of(model)
+    return total(Macs({s.stack.name: float(length) for s in sublayers}), sublayers)
 
 
 def _graphs(dense: Path, half: Path, place: Path) -> dict[str, Any]:
@@ -137,25 +188,25 @@ def _graphs(dense: Path, half: Path, place: Path) -> dict[str, Any]:
         files[name, "optimised"] = place / f"{name}-optimised.onnx"
         optimised = optimize_model(str(files[name, "torch's own"]), "bert")
         optimised.save_model_to_file(str(files[name, "optimised"]))
-    runs = {key: OnnxModel(file) for key, file in files.items()}
     times: list[dict[str, Any]] = []
-    for batch, tokens in SHAPES:
-        inputs = made_up_inputs(model, batch, tokens)
-        calls = {key: functools.partial(run, inputs) for key, run in runs.items()}
-        seconds = time_in_turn(calls, torch.device("cpu"), warm_up=_WARM_UP, fewest=_TURNS, most=_TURNS)
-        for graph in dict.fromkeys(key[1] for key in files):
-            slow, fast = seconds["dense", graph], seconds["half", graph]
-            times.append(
-                {
-                    "graph": graph,
-                    "batch": batch,
-                    "sequence": tokens,
-                    "dense_ms": 1000 * statistics.median(slow),
-                    "half_ms": 1000 * statistics.median(fast),
-                    "speed_up": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
-                }
-            )
-    del runs
+    with _one_thread():
+        runs = {key: OnnxModel(file) for key, file in files.items()}
+        for batch, tokens in SHAPES:
+            inputs = made_up_inputs(model, batch, tokens)
+            seconds = _processor_time({key: functools.partial(run, inputs) for key, run in runs.items()})
+            for graph in dict.fromkeys(key[1] for key in files):
+                slow, fast = seconds["dense", graph], seconds["half", graph]
+                times.append(
+                    {
+                        "graph": graph,
+                        "batch": batch,
+                        "sequence": tokens,
+                        "dense_ms": 1000 * statistics.median(slow),
+                        "half_ms": 1000 * statistics.median(fast),
+                        "speed_up": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
+                    }
+                )
+        del runs
     inputs = {name: value.numpy() for name, value in made_up_inputs(model, *SHAPES[-1]).items()}
     profiles = [
         {"model": name, "graph": graph, "ms": _profile(file, inputs, place)}
@@ -166,9 +217,9 @@ def _graphs(dense: Path, half: Path, place: Path) -> dict[str, Any]:
 
 
 def _profile(file: Path, inputs: dict[str, Any], place: Path) -> dict[str, float]:
-    """Milliseconds of a run by type of operator, as onnxruntime's profiler sees them."""
+    """Milliseconds by type of operator with one thread: the shortest time of every node, in onnxruntime's profile."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1
     options.enable_profiling = True
     options.profile_file_prefix = str(place / "profile")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -180,7 +231,7 @@ def _profile(file: Path, inputs: dict[str, Any], place: Path) -> dict[str, float
     spent: Counter[str] = Counter()
     for place_in_graph in range(nodes):
         own = events[(_WARM_UP * nodes + place_in_graph) :: nodes]
-        spent[own[0]["args"]["op_name"]] += statistics.median(event["dur"] for event in own) / 1000
+        spent[own[0]["args"]["op_name"]] += min(event["dur"] for event in own) / 1000
     return dict(spent.most_common())
 
 
@@ -197,7 +248,7 @@ def main() -> None:
     """Measure or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--parts", default="graphs,runtimes,one thread,base,sizes,exported")
+    parser.add_argument("--parts", default="graphs,runtimes,one core,base,sizes,exported")
     parser.add_argument("--models", type=Path, default=None)
     arguments = parser.parse_args()
     if not arguments.show:

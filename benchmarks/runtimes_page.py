@@ -39,19 +39,19 @@ def page(found: Mapping[str, Any]) -> str:
         ],
         ["## Runtimes", "", _measured_with(used["runtimes"]), "", *_runtimes(found["runtimes"], ("half", "30 %"))],
         [
-            "On one core:",
+            f"With one thread, in processor time, which other work on the machine changes little. "
+            f"{_measured_with({**used['one core'], 'threads': '1'})}",
             "",
-            *_runtimes(found["one thread"], ("half", "30 %")),
+            *_runtimes(found["one core"], ("half", "30 %")),
         ],
         [
-            "BERT-base with random weights, dense and with half of its heads and neurons in every layer; "
-            f"{used['base']['threads']} threads:",
+            "The same for BERT-base with random weights, and half of the heads and neurons of every layer:",
             "",
             *_runtimes(found["base"], ("half",)),
         ],
         ["## What an exported file is made of", "", *_graphs(found["graphs"])],
         ["## Sizes", "", *_sizes(found["sizes"])],
-        ["## Export", "", *_exports(found["exported"])],
+        ["## Export", "", _measured_with(used["exported"]), "", *_exports(found["exported"])],
     ]
     return "\n".join(line for section in sections for line in [*section, ""]).rstrip("\n") + "\n"
 
@@ -91,6 +91,8 @@ def _graphs(found: Mapping[str, Any]) -> list[str]:
         "operators are standard ONNX. What cannot be exported that way, or differs from PyTorch, is exported as torch "
         "writes it, and the table of `export` says so.",
         "",
+        "Processor time, one thread:",
+        "",
         "| batch x tokens | graph | dense | half the MACs | speed-up |",
         "|---|---|---|---|---|",
     ]
@@ -100,7 +102,7 @@ def _graphs(found: Mapping[str, Any]) -> list[str]:
         rows.append(_line([f"{t['batch']} x {t['sequence']}", names.get(t["graph"], t["graph"]), *times]))
     columns = {(p["graph"], p["model"]): _by_kind(p["ms"]) for p in found["profiles"]}
     graphs = dict.fromkeys(key[0] for key in columns)
-    rows += ["", "Milliseconds of one run at 32 x 128 by operator (onnxruntime's profiler), dense / half the MACs:", ""]
+    rows += ["", "Milliseconds of a run at 32 x 128 by operator (onnxruntime's profiler), dense / half the MACs:", ""]
     rows += [_line(["", *graphs]), "|" + "---|" * (1 + len(graphs))]
     for kind in (*_KINDS, _REST):
         cells = [f"{columns[g, 'dense'][kind]:.1f} / {columns[g, 'half'][kind]:.1f}" for g in graphs]
@@ -130,7 +132,7 @@ def _by_kind(spent: Mapping[str, float]) -> dict[str, float]:
 def _sizes(timings: Timings) -> list[str]:
     """Speed-ups of half-size models whose sizes are rounded differently."""
     rows = [
-        "Half the MACs; the default keeps neurons in multiples of 8.",
+        "Half the MACs, one thread, processor time. The default keeps neurons in multiples of 8.",
         "",
         _line(["batch x tokens", "runtime", *_SIZES.values()]),
         "|" + "---|" * (2 + len(_SIZES)),
