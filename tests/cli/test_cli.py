@@ -113,7 +113,7 @@ def test_a_budget_must_be_given(checkpoint: Path, data: Path, tmp_path: Path) ->
     bad_input("no budget")
     code, _, errors = run("prune", checkpoint, "--task", "sst2", "--data", data, "-o", tmp_path / "o")
     assert code == 2
-    assert "say what may be left: --macs 0.5, --params 12M or --size 40MB" in errors
+    assert "say what may be left: --macs 0.5, --params 12M, --size 40MB, --latency 8ms" in errors
 
 
 def test_several_limits_are_met_together(checkpoint: Path, data: Path, tmp_path: Path) -> None:
