@@ -223,7 +223,7 @@ def main() -> None:
             found["accuracy"] = [r for r in found["accuracy"] if any(r[k] != record[k] for k in same)] + [record]
             write_result(NAME, found)
     for name, table in (("requests", request_table), ("accuracy", accuracy_table)):
-        if found[name]:
+        if found[name] and f"<!-- table: latency-{name} -->" in PAGE.read_text():
             lines = table(found[name])
             print("\n".join(lines))
             write_table(PAGE, f"latency-{name}", lines)
