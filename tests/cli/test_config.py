@@ -91,8 +91,8 @@ def test_a_file_of_somebody_else_stays(checkpoint: Path, data: Path, tmp_path: P
         ("macs 0.5", "is no TOML"),
         ("[macs]\nshare = 0.5", "must be a text, a number, a list or true or false"),
         ("macs = 'half'", "--macs is 'half'; it must be a share of the dense model"),
-        ("calibration-rows = 'many'", "--calibration-rows': Input should be a valid integer"),
-        ("no-eval = 'perhaps'", "--no-eval': Input should be a valid boolean"),
+        ("calibration-rows = 'many'", "Invalid value for '--calibration-rows'"),
+        ("no-eval = 'perhaps'", "Invalid value for '--no-eval'"),
         ("device = 'toaster'\nmacs = 0.5", "toaster"),
     ],
 )
