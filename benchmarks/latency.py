@@ -33,15 +33,16 @@ from common import (
     write_result,
     write_table,
 )
+from distillation_page import spread
 from faster_pruner.api.job import Job
 from faster_pruner.api.latency import cut_in_time, with_times
 from faster_pruner.checkpoint.sizes import sublayers_of
-from faster_pruner.costs.budget import Budget, bounds_of
+from faster_pruner.costs.budget import Budget
 from faster_pruner.costs.latency import LatencyLimit
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Subject
-from faster_pruner.method.selecting import select, sizes_allowed
+from faster_pruner.method.selecting import bounds_for, select, sizes_allowed
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import PRESETS, CalibrationOptions
 from faster_pruner.progress import Silent, StageClock
@@ -52,6 +53,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
 SPEED_UPS = (1.3, 1.6, 2.0, 2.5, 3.0)
 METHOD = PRESETS["default"]
+# Records that agree in all of these are of the same thing.
+SAME = ("model", "batch", "tokens", "speed_up", "runtime", "seed")
 MODELS = {"minilm": "MiniLM-L6 (6 x 384)", "bert-base": "BERT-base dimensions (12 x 768), random weights"}
 # Calibration rows: times depend on none of them.
 ROWS = {"minilm": 512, "bert-base": 64}
@@ -136,7 +139,7 @@ def accuracy(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
                     "latency_share": (found.limits[0].measured or 0.0) / found.limits[0].dense,
                     "empty": sum(s.units == 0 for s in pruned.sublayers),
                     "macs": metrics_of(rival.model, subject, validation),
-                    "macs_share": bench.of_model(replace(own.network, model=rival.model)).share,
+                    "macs_share": bench.pair(replace(own.network, model=rival.model)).share,
                     "macs_kept": share,
                 }
 
@@ -147,9 +150,8 @@ def macs_of_the_same_time(own: Calibrated, limit: LatencyLimit, wanted: float) -
     for _ in range(8):
         middle = (low + high) / 2
         budget = Budget(macs=middle)
-        bounds = bounds_of(budget, own.model, own.sublayers, own.data.lengths, bytes_each=own.subject.dtype.itemsize)
-        chosen = select(own, METHOD, bounds, sizes_allowed(own.sublayers, budget, METHOD))
-        low, high = (low, middle) if bench.pair(chosen).share > wanted else (middle, high)
+        chosen = select(own, METHOD, bounds_for(own, budget), sizes_allowed(own.sublayers, budget, METHOD))
+        low, high = (low, middle) if bench.candidate(chosen).share > wanted else (middle, high)
     return (low + high) / 2
 
 
@@ -185,7 +187,7 @@ def accuracy_table(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for tokens, times in dict.fromkeys((r["tokens"], r["speed_up"]) for r in records):
         own = [r for r in records if (r["tokens"], r["speed_up"]) == (tokens, times)]
-        cells = [_spread([r[kind]["accuracy"] for r in own]) for kind in ("latency", "macs")]
+        cells = [spread(r[kind]["accuracy"] for r in own) for kind in ("latency", "macs")]
         ratios = [f"{statistics.mean(1 / r[f'{kind}_share'] for r in own):.2f}x" for kind in ("latency", "macs")]
         empty = f"{statistics.mean(r['empty'] for r in own):.1f}"
         kept = f"{statistics.mean(r['macs_kept'] for r in own):.2f}"
@@ -193,12 +195,6 @@ def accuracy_table(records: Sequence[dict[str, Any]]) -> list[str]:
             f"| {tokens} | {times:g}x | {cells[0]} | {ratios[0]} | {empty} | {cells[1]} | {ratios[1]} | {kept} |"
         )
     return lines
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    more = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{more}"
 
 
 def main() -> None:
@@ -210,18 +206,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
     found: dict[str, Any] = read_result(NAME) or {"requests": [], "accuracy": []}
-    if arguments.part == "requests":
-        for record in requests(arguments.models.split(","), arguments.runtime):
-            print(record, flush=True)
-            same = ("model", "batch", "tokens", "speed_up", "runtime")
-            found["requests"] = [r for r in found["requests"] if any(r[k] != record[k] for k in same)] + [record]
-            write_result(NAME, found)
-    elif arguments.part == "accuracy":
-        for record in accuracy([int(seed) for seed in arguments.seeds.split(",")]):
-            print(record, flush=True)
-            same = ("seed", "tokens", "speed_up")
-            found["accuracy"] = [r for r in found["accuracy"] if any(r[k] != record[k] for k in same)] + [record]
-            write_result(NAME, found)
+    measure = {
+        "requests": lambda: requests(arguments.models.split(","), arguments.runtime),
+        "accuracy": lambda: accuracy([int(seed) for seed in arguments.seeds.split(",")]),
+        "show": lambda: iter(()),
+    }
+    for record in measure[arguments.part]():
+        print(record, flush=True)
+        others = [r for r in found[arguments.part] if any(r.get(k) != record.get(k) for k in SAME)]
+        found[arguments.part] = [*others, record]
+        write_result(NAME, found)
     for name, table in (("requests", request_table), ("accuracy", accuracy_table)):
         if found[name] and f"<!-- table: latency-{name} -->" in PAGE.read_text():
             lines = table(found[name])

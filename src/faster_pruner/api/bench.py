@@ -21,8 +21,7 @@ from faster_pruner.model.limits import longest_row, main_input, shapes_for
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.results import Timing, strict_json
 from faster_pruner.runtimes import RUNTIMES
-from faster_pruner.runtimes.comparison import Entry, compare
-from faster_pruner.runtimes.onnx import require_onnx
+from faster_pruner.runtimes.comparison import Entry, check_runs, compare
 
 # Keys of the file that takes the figures.
 _ENVIRONMENT, _TIMINGS = "environment", "timings"
@@ -52,10 +51,10 @@ def bench(
         raise OptionError("batches and sequences must be at least 1")
     for runtime in runtimes:
         one_of("runtime", runtime, RUNTIMES)
-    if {"onnx", "onnx-int8"} & set(runtimes):
-        require_onnx()
     run = run or Run()
     device = run.on()
+    for runtime in runtimes:
+        check_runs(runtime, device)
     clock = run.clock(device)
     entries: list[Entry] = []
     with clock.stage("load", total=len(models)):

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from faster_pruner.api.job import Job
-from faster_pruner.costs.budget import Budget, bounds_of
+from faster_pruner.costs.budget import Budget
 from faster_pruner.costs.latency import LatencyLimit, Times, TimeTable, kind_of
-from faster_pruner.errors import BudgetError, InputError, OptionError, one_line
+from faster_pruner.errors import BudgetError, InputError, one_line
 from faster_pruner.host import cache
 from faster_pruner.host.devices import environment
 from faster_pruner.method.algorithm import cut
 from faster_pruner.method.calibrated import Pruned
-from faster_pruner.method.selecting import select, sizes_allowed
+from faster_pruner.method.selecting import bounds_for, select, sizes_allowed
 from faster_pruner.model.network import Network
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.progress import StageClock
 from faster_pruner.results import LimitResult
+from faster_pruner.runtimes.comparison import check_runs
 from faster_pruner.runtimes.layers import Bench, Pair
-from faster_pruner.runtimes.onnx import require_onnx
 
 _CACHE = "latency"
 _STAGE = "measure latency"
@@ -64,14 +64,8 @@ class Timed:
 
 def check_runtime(budget: Budget, device: torch.device) -> None:
     """Before any work: the runtime of a latency can be timed here. Raises OptionError."""
-    limit = budget.latency
-    if limit is None or not limit.runtime.startswith("onnx"):
-        return
-    require_onnx()
-    if device.type != "cpu":
-        raise OptionError(
-            f"the runtime {limit.runtime!r} is timed on the CPU; the model is on {device}", option="device"
-        )
+    if budget.latency is not None:
+        check_runs(budget.latency.runtime, device)
 
 
 def with_times(job: Job, clock: StageClock) -> tuple[Job, list[Timed]]:
@@ -93,17 +87,16 @@ def with_times(job: Job, clock: StageClock) -> tuple[Job, list[Timed]]:
         table = _table(bench, clock)
     job = _with(job, table, limit)
     with clock.stage("selection"):
-        # the curves are computed here, once
-        _selection(job)
+        selection = _selection(job)
     with clock.stage("time candidates", total=_CANDIDATES):
         for _ in range(_CANDIDATES):
-            selection = _selection(job)
-            found = _timed(job, limit, bench.pair(selection), _resized(job.calibrated.sublayers, selection))
+            found = _timed(job, limit, bench.candidate(selection), _resized(job.calibrated.sublayers, selection))
             tried.append(found)
             job = found.job
             clock.progress.step()
             if abs(found.off) <= _CLOSER or not (found.binding or found.off > 0):
                 break
+            selection = _selection(job)
     return job, tried
 
 
@@ -149,7 +142,7 @@ def _of_model(job: Job, pruned: Pruned, clock: StageClock) -> Timed:
     limit, own = job.budget.latency, {s.name: s for s in pruned.sublayers}
     assert limit is not None
     with clock.stage(_STAGE):
-        found = _bench(job).of_model(Network(pruned.model, pruned.sublayers))
+        found = _bench(job).pair(Network(pruned.model, pruned.sublayers))
     return _timed(job, limit, found, [own.get(s.name, s) for s in job.calibrated.sublayers])
 
 
@@ -170,10 +163,9 @@ def _with(job: Job, table: TimeTable, limit: LatencyLimit) -> Job:
 
 def _timed(job: Job, limit: LatencyLimit, found: Pair, sublayers: Sequence[Sublayer]) -> Timed:
     """What was measured of a model with these sublayers, and the job that knows it."""
-    (own,) = (each for each in job.budget.limits if isinstance(each.cost, TimeTable))
-    table = job.budget.times
+    table, amount = job.budget.times, job.budget.time
     assert table is not None
-    assert own.amount is not None
+    assert amount is not None
     dense, predicted = table.total(job.calibrated.sublayers), table.total(sublayers)
     # of a share only the ratios of a turn count: what the machine is busy with beside slows both models
     unit = found.dense / dense if limit.share is not None else 1.0
@@ -181,26 +173,25 @@ def _timed(job: Job, limit: LatencyLimit, found: Pair, sublayers: Sequence[Subla
     result = LimitResult(
         cost=table.name,
         dense=found.dense,
-        asked=own.amount * unit,
+        asked=amount * unit,
         pruned=predicted * unit,
         measured=took * unit,
         where=limit.where,
     )
-    spent = table.scale * predicted / own.amount
+    spent = table.scale * predicted / amount
     try:
         corrected = _with(job, table.corrected(took, sublayers), limit)
     except BudgetError:
         # the table knows better that something is left to prune
         corrected = job
-    return Timed(result, took / own.amount - 1.0, spent > 1.0 - _CLOSE, corrected)
+    return Timed(result, took / amount - 1.0, spent > 1.0 - _CLOSE, corrected)
 
 
 def _selection(job: Job) -> dict[str, Tensor]:
     """What would be kept if it were all decided at once, by sublayer."""
     calibrated, budget = job.calibrated, job.budget
-    lengths, bytes_each = calibrated.data.lengths, calibrated.subject.dtype.itemsize
-    bounds = bounds_of(budget, calibrated.model, calibrated.sublayers, lengths, bytes_each=bytes_each)
-    return select(calibrated, job.method, bounds, sizes_allowed(calibrated.sublayers, budget, job.method))
+    sizes = sizes_allowed(calibrated.sublayers, budget, job.method)
+    return select(calibrated, job.method, bounds_for(calibrated, budget), sizes)
 
 
 def _resized(sublayers: Sequence[Sublayer], selection: Mapping[str, Tensor]) -> list[Sublayer]:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -321,6 +321,11 @@ def _write_reports(folder: Path, job: Job, pruned: Pruned, report: PruneReport, 
     else:
         (folder / PAGE_FILE).write_bytes(shown)
     files = sorted({*names_in(folder), RESULT_FILE})
-    found = report.to_json() | ({} if job.vocabulary is None else {VOCABULARY: job.vocabulary.to_json()})
+    found = figures(report, job.vocabulary)
     (folder / RESULT_FILE).write_text(strict_json({**found, FILES: files}), encoding="utf-8")
     return report
+
+
+def figures(report: PruneReport, vocabulary: VocabularyReport | None) -> dict[str, Any]:
+    """What result.json holds of a model and of its tokens, where those were pruned, too."""
+    return report.to_json() | ({} if vocabulary is None else {VOCABULARY: vocabulary.to_json()})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from faster_pruner.api.job import Job
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import BudgetError, NumericalError, OptionError
@@ -13,12 +11,12 @@ from faster_pruner.method.algorithm import cut
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
-from faster_pruner.objectives.objective import Predicted
 from faster_pruner.progress import StageClock
-from faster_pruner.results import Probe
+from faster_pruner.results import Evaluation, Probe
 
 # Shares of the MACs that are tried: halves of what is left to search, down to a step between two of them.
 _LEAST, _MOST, _CUTS = 0.0, 1.0, 5
+_SPLIT = "judges"
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def smallest(job: Job, clock: StageClock) -> Smallest:
     subject = job.calibrated.subject
     with clock.stage("judge"):
         dense = predict_rows(subject.model, subject.objective, rows)
+        before = evaluate(dense, subject.objective, split=_SPLIT, rows=rows.judged, dense=dense)
     low, high = _LEAST, _MOST
     probes, best = list[Probe](), None
     for _ in range(_CUTS):
@@ -68,13 +67,16 @@ def smallest(job: Job, clock: StageClock) -> Smallest:
         own = replace(job, budget=replace(job.budget, macs=share, max_drop=None))
         try:
             pruned = cut(job.calibrated, own.budget, job.method, clock=clock)
-        except (BudgetError, NumericalError) as error:
+        except (BudgetError, NumericalError):
             if probes:
                 low = share
                 continue
-            raise error
+            raise
         with clock.stage("judge"):
-            probe = _judged(job, pruned.model, dense, share, drop)
+            found = predict_rows(pruned.model, subject.objective, rows)
+            after = evaluate(found, subject.objective, split=_SPLIT, rows=rows.judged, dense=dense)
+            change = confidence(before.primary, subject.objective, dense, found).change
+        probe = _probe(share, before, after, change, drop)
         probes.append(probe)
         if probe.within:
             best, high = Smallest(own, pruned, probes), share
@@ -89,17 +91,9 @@ def smallest(job: Job, clock: StageClock) -> Smallest:
     return best
 
 
-def _judged(job: Job, model: nn.Module, dense: Predicted, share: float, drop: float) -> Probe:
-    """Whether a model is within the drop. Raises DataError."""
-    assert job.judges is not None
-    objective = job.calibrated.subject.objective
-    found = predict_rows(model, objective, job.judges)
-    before, after = (
-        evaluate(each, objective, split="judges", rows=job.judges.judged, dense=dense) for each in (dense, found)
-    )
-    name = before.primary
-    low, high = confidence(name, objective, dense, found).change
-    # losses count as relative rises, all others are percents
+def _probe(share: float, before: Evaluation, after: Evaluation, change: tuple[float, float], drop: float) -> Probe:
+    """What was tried, and whether it is within the drop: losses count as relative rises, others are percents."""
+    name, (low, high) = before.primary, change
     within = high <= drop * abs(before.value) if name in IN_NATURAL_UNITS else low >= -100 * drop
     return Probe(
         macs=share, metric=name, before=before.value, after=after.value, low=low, high=high, within=bool(within)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faster_pruner.api.job import Job, with_measured_multiple
-from faster_pruner.api.outcome import cut_and_measure, one_line, save
+from faster_pruner.api.outcome import cut_and_measure, save
 from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
@@ -18,7 +18,7 @@ from faster_pruner.api.smallest import check_judged
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
-from faster_pruner.errors import BudgetError, InputError, OptionError, OutputError
+from faster_pruner.errors import BudgetError, InputError, OptionError, OutputError, one_line
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.folders import Output, as_output
@@ -82,12 +82,16 @@ class SweepResult:
         """Of the points that could be cut."""
         return [point.report for point in self.points if point.report is not None]
 
-    def to_json(self) -> str:
-        """Strict JSON: of every point its figures and the whole report."""
+    def figures(self) -> dict[str, Any]:
+        """What `to_json` writes."""
         points = [
             {**point.row(), "report": None if point.report is None else point.report.to_json()} for point in self.points
         ]
-        return strict_json({_POINTS: points})
+        return {_POINTS: points}
+
+    def to_json(self) -> str:
+        """Strict JSON: of every point its figures and the whole report."""
+        return strict_json(self.figures())
 
     def to_csv(self) -> str:
         """One line per point, and one for the dense model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import signal
 import sys
 import traceback
@@ -15,7 +14,7 @@ from typer.core import TyperGroup
 
 from faster_pruner.cli import commands, pages
 from faster_pruner.cli.config import reproducible
-from faster_pruner.cli.expanding import expanded
+from faster_pruner.cli.expanding import expanded, with_more
 from faster_pruner.cli.printing import Voice, voice
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished, unfinished
@@ -26,7 +25,6 @@ _USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-_COMMON = {"json": Json, "quiet": Quiet, "debug": Debug}
 
 
 def _say(text: str) -> None:
@@ -108,17 +106,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             )
             sys.exit(_UNFORESEEN)
 
-    own = inspect.signature(command)
-    common = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in _COMMON.items()
-    ]
-    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
-    wrapped.__signature__ = own.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=[*own.parameters.values(), *common]
-    )
-    wrapped.__annotations__ = {**command.__annotations__, **_COMMON}
-    return wrapped
+    return with_more(wrapped, command, json=(Json, False), quiet=(Quiet, False), debug=(Debug, False))
 
 
 def _with_flag(error: FasterPrunerError) -> str:

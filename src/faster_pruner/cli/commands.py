@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,19 +41,12 @@ if TYPE_CHECKING:
     from faster_pruner.api.vocabulary import VocabularyResult
 
 
-def _figures(result: PruneResult) -> dict[str, Any]:
-    """What result.json holds."""
-    from faster_pruner.vocabulary.measured import VOCABULARY
-
-    own = {} if result.vocabulary is None else {VOCABULARY: result.vocabulary.to_json()}
-    return result.report.to_json() | own
-
-
 def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | None = None) -> None:
     """The summary, how to open what was saved, and what a command shows beside."""
+    from faster_pruner.api.outcome import figures
     from faster_pruner.report import print_summary, print_vocabulary
 
-    with printed(lambda: _figures(result), f"the result is complete, in {output}") as console:
+    with printed(lambda: figures(result.report, result.vocabulary), f"the result is complete, in {output}") as console:
         print_summary(result.report, console)
         if result.vocabulary is not None:
             console.print()
@@ -189,7 +181,7 @@ def sweep(
         calibration=calibration.value(),
         run=running.value(),
     )
-    with printed(lambda: json.loads(found.to_json())) as console:
+    with printed(found.figures) as console:
         failed = {point.name: point.failed for point in found.points if point.failed}
         print_sweep({point.name: point.report for point in found.points}, failed, console)
         if output is not None:

@@ -10,12 +10,13 @@ import difflib
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from faster_pruner.cli.expanding import with_more
 from faster_pruner.errors import OutputError
 from faster_pruner.host.files import beside
 
@@ -124,23 +125,4 @@ def reproducible(command: Callable[..., None]) -> Callable[..., None]:
         if isinstance(output, Path):
             keep(context, output)
 
-    own = inspect.signature(command)
-    more = {"context": typer.Context, "config": Config}
-    defaults: Mapping[str, Any] = {"config": None}
-    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
-    wrapped.__signature__ = own.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=[
-            *own.parameters.values(),
-            *(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=defaults.get(name, inspect.Parameter.empty),
-                    annotation=annotation,
-                )
-                for name, annotation in more.items()
-            ),
-        ]
-    )
-    wrapped.__annotations__ = {**command.__annotations__, **more}
-    return wrapped
+    return with_more(wrapped, command, context=(typer.Context, inspect.Parameter.empty), config=(Config, None))

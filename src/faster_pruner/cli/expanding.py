@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, cast, get_type_hints
 
@@ -29,11 +29,29 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **given)
 
-    # not functools.wraps: whoever follows __wrapped__ would find the groups again
+    return with_parameters(wrapped, command, parameters)
+
+
+def with_parameters(
+    wrapped: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """What wraps a command, under its name and with these parameters, as typer reads them."""
+    # not functools.wraps: whoever follows __wrapped__ would find the command's own parameters again
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
     wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def with_more(
+    wrapped: Callable[..., None], command: Callable[..., None], **more: tuple[Any, Any]
+) -> Callable[..., None]:
+    """What wraps a command that is flat already: with its parameters, and more of them (annotation, default)."""
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in more.items()
+    ]
+    return with_parameters(wrapped, command, [*inspect.signature(command).parameters.values(), *added])
 
 
 def _options(group: type) -> list[inspect.Parameter]:

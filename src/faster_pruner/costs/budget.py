@@ -135,6 +135,11 @@ class Budget:
         return next((limit.cost for limit in self.limits if isinstance(limit.cost, TimeTable)), None)
 
     @property
+    def time(self) -> float | None:
+        """Seconds by that table."""
+        return next((limit.amount for limit in self.limits if isinstance(limit.cost, TimeTable)), None)
+
+    @property
     def counted(self) -> tuple[Limit, ...]:
         """Limits on what can be counted, whatever the machine."""
         return tuple(limit for limit in self.all_limits if not isinstance(limit.cost, TimeTable))

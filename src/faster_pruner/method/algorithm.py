@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from faster_pruner.costs.budget import Bound, Budget, bounds_of
+from faster_pruner.costs.budget import Bound, Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.spill import Shelf, default_limit
@@ -21,7 +21,7 @@ from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
 from faster_pruner.method.recovery import Teacher, recover
-from faster_pruner.method.selecting import Sizes, select, sizes_allowed
+from faster_pruner.method.selecting import Sizes, bounds_for, select, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
 from faster_pruner.model.network import Network
 from faster_pruner.model.passes import PassSetting, called, device_of, inference, tensors_in
@@ -92,7 +92,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     clock = clock or StageClock(Silent())
     dense = calibrated
     _require_statistics(dense, method)
-    bounds = _bounds(dense, budget)
+    bounds = bounds_for(dense, budget)
     sizes = sizes_allowed(dense.sublayers, budget, method)
     teacher = _teacher(dense, method, bounds)
     left = {s.name: torch.arange(s.units) for s in dense.sublayers}
@@ -177,12 +177,6 @@ def _retake(dense: Calibrated, student: Network, method: Method, clock: StageClo
     subject = replace(dense.subject, model=student.model)
     reading = replace(dense.reading, model=student.model)
     return _taken(subject, student, data, reading, needs=needs, clock=clock)
-
-
-def _bounds(calibrated: Calibrated, budget: Budget) -> list[Bound]:
-    """The limits of a budget for a calibrated model."""
-    bytes_each = calibrated.subject.dtype.itemsize
-    return bounds_of(budget, calibrated.model, calibrated.sublayers, calibrated.data.lengths, bytes_each=bytes_each)
 
 
 def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) -> Teacher | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from faster_pruner.costs.budget import Bound, Budget
+from faster_pruner.costs.budget import Bound, Budget, bounds_of
 from faster_pruner.errors import BudgetError
 from faster_pruner.host.devices import on_all_cores
 from faster_pruner.host.spill import free_memory
@@ -77,6 +77,12 @@ def sizes_allowed(sublayers: Sequence[Sublayer], budget: Budget, method: Method)
     fewest = {s.name: max(1, s.spec.least) if s.spec.stock else s.units for s in sublayers}
     least = fewest if stock else {s.name: s.spec.least for s in sublayers}
     return Sizes(multiple=multiple, least=least, uniform=budget.allocation in ("uniform", "stock"))
+
+
+def bounds_for(calibrated: Calibrated, budget: Budget) -> list[Bound]:
+    """The limits of a budget for a calibrated model. Raises BudgetError."""
+    bytes_each = calibrated.subject.dtype.itemsize
+    return bounds_of(budget, calibrated.model, calibrated.sublayers, calibrated.data.lengths, bytes_each=bytes_each)
 
 
 def select(calibrated: Calibrated, method: Method, bounds: Sequence[Bound], sizes: Sizes | None = None) -> Selection:

@@ -22,7 +22,7 @@ from faster_pruner.model.passes import inference
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import Timing
 from faster_pruner.runtimes import RUNTIMES
-from faster_pruner.runtimes.onnx import OnnxModel, export_onnx, quantise
+from faster_pruner.runtimes.onnx import OnnxModel, export_onnx, quantise, require_onnx
 from faster_pruner.runtimes.timing import time_in_turn
 
 _WARM_UP = 3
@@ -87,12 +87,19 @@ def compare(
     return _timings(entries, seconds, peaks)
 
 
+def check_runs(runtime: str, device: torch.device) -> None:
+    """Raise OptionError where models on a device cannot be timed in a runtime."""
+    if not runtime.startswith("onnx"):
+        return
+    require_onnx()
+    if device.type != "cpu":
+        raise OptionError(f"runtime {runtime!r} is timed on the CPU; the models are on {device}", option="device")
+
+
 def runner(model: nn.Module, runtime: str, file: Path) -> Callable[[dict[str, Tensor]], Any]:
     """A function that runs one forward."""
+    check_runs(runtime, next(model.parameters()).device)
     if runtime.startswith("onnx"):
-        device = next(model.parameters()).device
-        if device.type != "cpu":
-            raise OptionError(f"runtime {runtime!r} is timed on the CPU; the models are on {device}", option="device")
         if not file.exists():
             export_onnx(model, file)
         return OnnxModel(file if runtime == "onnx" else quantise(file, file.with_suffix(".int8.onnx")))

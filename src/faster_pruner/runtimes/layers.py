@@ -97,33 +97,26 @@ class Bench:
             whole = run.timed(calls, _FEWEST_WHOLE, _MOST, _ENOUGH_WHOLE, progress)
             dense, least = (statistics.median(whole[key]) for key in ("dense", "floor"))
             taking_part, eighths = self._plan(members, dense, least)
-            points = [
-                (kind, keep)
-                for kind, own in members.items()
-                for keep in _grid(own[0], eighths, self.multiple[own[0].name])[1:]
-            ]
+            grids = {kind: _grid(own[0], eighths, self.multiple[own[0].name]) for kind, own in members.items()}
             calls = {"floor": calls["floor"]}
-            for kind, keep in points:
+            for kind, keeps in grids.items():
                 own = members[kind][: taking_part[kind]]
-                calls[f"{kind} {keep}"] = run.of({**floor, **{s.name: min(keep, s.units) for s in own}})
+                for keep in keeps[1:]:
+                    calls[f"{kind} {keep}"] = run.of({**floor, **{s.name: min(keep, s.units) for s in own}})
             seconds = run.timed(calls, _FEWEST, _MOST, _ENOUGH, progress)
         kinds: dict[str, Times] = {}
-        for kind, own in members.items():
-            keeps = [_grid(own[0], eighths, self.multiple[own[0].name])[0]] + [k for each, k in points if each == kind]
-            calls_each = taking_part[kind] * own[0].stack.calls
+        for kind, keeps in grids.items():
+            calls_each = taking_part[kind] * members[kind][0].stack.calls
             more = [0.0] + [_more(seconds[f"{kind} {keep}"], seconds["floor"]) / calls_each for keep in keeps[1:]]
             kinds[kind] = Times(tuple(keeps), tuple(_rising(more)))
         return _through(TimeTable(kinds=kinds, rest=least), self.network.sublayers, dense)
 
-    def pair(self, selection: Mapping[str, Tensor]) -> Pair:
+    def candidate(self, selection: Mapping[str, Tensor]) -> Pair:
         """Time a network with the selected units [k] of every sublayer, against the dense one."""
-        return self._against(self.network.thin().shrunk(selection))
+        return self.pair(self.network.thin().shrunk(selection))
 
-    def of_model(self, network: Network) -> Pair:
-        """Time a finished model against the dense one."""
-        return self._against(network)
-
-    def _against(self, network: Network) -> Pair:
+    def pair(self, network: Network) -> Pair:
+        """Time a network against the dense one."""
         inputs = self.inputs
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             models = {"dense": self.network.model, "own": network.model}
