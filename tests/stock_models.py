@@ -19,6 +19,7 @@ from faster_pruner.checkpoint.saving import write_checkpoint
 from faster_pruner.model.describe import Description, describe
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import Sublayer
+from faster_pruner.options import AttentionUnit
 
 WORDS, LENGTH, ROWS = 64, 9, 3
 _USUAL: dict[str, Any] = {
@@ -188,24 +189,29 @@ def inputs_for(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str, 
 
 
 @cache
-def dense(name: str) -> tuple[Any, Description]:
+def dense(name: str, attention_unit: AttentionUnit = "group") -> tuple[Any, Description]:
     """A model as it is built by default, and what of it can be pruned; all tests share it and leave it as it is."""
     model = build(name)
-    return model, describe(model, inputs_for(model))
+    return model, describe(model, inputs_for(model), attention_unit)
 
 
 def some(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
-    """All but the first unit where there are few, every second one where there are many; half of those in layer 1."""
+    """All but the first unit where there are few, every second one where there are many; half of those in layer 1.
+
+    Where units stay in equal groups, of each group.
+    """
     found: dict[str, Tensor] = {}
     for s in sublayers:
-        keep = torch.arange(1, s.units, 2 if s.units > 8 else 1)
-        found[s.name] = keep[(keep.numel() // 2) :] if s.layer == 1 else keep
+        size = s.units // s.parts.groups
+        keep = torch.arange(1, size, 2 if size > 8 else 1)
+        keep = keep[(keep.numel() // 2) :] if s.layer == 1 else keep
+        found[s.name] = (torch.arange(s.parts.groups)[:, None] * size + keep).flatten()
     return found
 
 
 def least(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
     """As few units as there may be."""
-    return {s.name: torch.arange(s.spec.least) for s in sublayers}
+    return {s.name: s.parts.first(s.spec.least) for s in sublayers}
 
 
 def cut(model: Any, sublayers: Sequence[Sublayer], keep: Mapping[str, Tensor]) -> tuple[Any, list[Sublayer]]:

@@ -17,7 +17,7 @@ import cases
 import tiny
 from cases import inputs_of, logits_of
 from faster_pruner.checkpoint.remote import remote_code
-from faster_pruner.checkpoint.sizes import mark_as_pruned
+from faster_pruner.checkpoint.sizes import mark_as_pruned, without_layer_sizes
 from faster_pruner.model import shrink
 from made_up import MADE_UP
 
@@ -40,7 +40,9 @@ def test_it_is_the_shrinking_code_and_literals(name: str) -> None:
     code = remote_code("AnyClass", cases.make(name).sublayers)
     own = inspect.getsource(shrink)
     assert code.startswith(own)
-    tail = ast.parse(code[len(own) :])
+    about_configs, generated = code[len(own) :].split("\n\n\n# What follows was generated", 1)
+    assert about_configs.strip() == inspect.getsource(without_layer_sizes).strip()
+    tail = ast.parse("# What follows was generated" + generated)
     assert [ast.unparse(node) for node in tail.body[:1]] == ["import transformers"]
     imported = {
         alias.name.split(".")[0]

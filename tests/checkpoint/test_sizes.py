@@ -19,9 +19,10 @@ from faster_pruner.checkpoint.sizes import (
     opens_with_stock_class,
     sized,
     sublayers_of,
+    without_layer_sizes,
 )
 from faster_pruner.errors import CheckpointError
-from faster_pruner.model.shrink import resize, without_layer_sizes
+from faster_pruner.model.shrink import resize
 from faster_pruner.model.spec import Family, parts_by_name, resolve
 from faster_pruner.model.table import FAMILIES
 from made_up import MADE_UP

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import stock_models as stock
 from faster_pruner import load
+from faster_pruner.options import AttentionUnit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,9 +53,12 @@ def generated(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("size", ["some", "least"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gpt-neox"])
-def test_greedy_tokens_are_those_of_the_masked_model(name: str, size: str, tmp_path: Path) -> None:
-    model, described = stock.dense(name)
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("llama", "group"), ("llama", "head"), ("gpt2", "group"), ("mistral", "head"), ("gpt-neox", "group")],
+)
+def test_greedy_tokens_are_those_of_the_masked_model(name: str, unit: AttentionUnit, size: str, tmp_path: Path) -> None:
+    model, described = stock.dense(name, unit)
     sublayers = described.sublayers
     keep = (stock.some if size == "some" else stock.least)(sublayers)
     smaller, left = stock.cut(model, sublayers, keep)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import oracles
 from faster_pruner.errors import NumericalError
-from faster_pruner.selection.elimination import damped_factor, eliminate, square_root
+from faster_pruner.selection.elimination import additive, damped_factor, eliminate, square_root
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
@@ -52,6 +52,34 @@ def test_every_point_of_a_curve_is_a_direct_least_squares_loss(units: int, group
     for removed, loss in list(zip(curve.removed.tolist(), curve.loss.tolist(), strict=True))[:: max(1, units // 12)]:
         direct = oracles.removal_loss(gram, weighted, curve.order[:removed].tolist(), group)
         assert loss == pytest.approx(direct, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("groups", "size", "columns"), [(2, 4, 3), (3, 3, 2), (4, 1, 2), (2, 5, 1)])
+def test_units_in_groups_go_one_of_each_in_every_step(groups: int, size: int, columns: int) -> None:
+    units = groups * size
+    gram, weighted = _problem(units, columns, seed=5)
+    curve = eliminate(gram, weighted, damping=1e-2, group=columns, groups=groups)
+    gram = damped(gram, 1e-2)
+    assert curve.removed.tolist() == list(range(0, units + 1, groups))
+    removed: list[int] = []
+    for step in range(size):
+        waiting = set(range(groups))
+        while waiting:
+            left = [u for u in range(units) if u not in removed and u // size in waiting]
+            losses = {u: oracles.removal_loss(gram, weighted, [*removed, u], columns) for u in left}
+            removed.append(min(losses, key=lambda u: losses[u]))
+            waiting.remove(removed[-1] // size)
+        assert curve.order[: len(removed)].tolist() == removed
+        direct = oracles.removal_loss(gram, weighted, removed, columns)
+        assert float(curve.loss[step + 1]) == pytest.approx(direct, rel=1e-6, abs=1e-9)
+
+
+def test_losses_that_add_up_take_the_least_of_every_group() -> None:
+    curve = additive(torch.tensor([3.0, 1.0, 2.0, 7.0, 9.0, 8.0]), groups=2)
+    assert curve.order.tolist() == [1, 3, 2, 5, 0, 4]
+    assert curve.removed.tolist() == [0, 2, 4, 6]
+    assert curve.loss.tolist() == [0, 8, 18, 30]
+    assert additive(torch.tensor([3.0, 1.0, 2.0])).order.tolist() == [1, 2, 0]
 
 
 def test_duplicate_and_constant_neurons_go_first_and_cost_nothing() -> None:

@@ -23,7 +23,7 @@ from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.places import public_name
-from faster_pruner.method.kept import About, load_statistics, read_about
+from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
 from faster_pruner.options import Distillation, as_distillation
@@ -75,7 +75,7 @@ def cut_again(
     with clock.stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
-        subject = subject_of(opened, objective_for(opened, asked))
+        subject = subject_of(opened, objective_for(opened, asked), read_method(folder))
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
         training = None

@@ -25,12 +25,20 @@ from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.method.lesson import Unlabelled
-from faster_pruner.model.describe import Description, describe, described
+from faster_pruner.model.describe import Description, by_unit, describe, described
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.precision import in_dtype, in_float32, usual_torch
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
-from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
+from faster_pruner.options import (
+    AttentionUnit,
+    CalibrationOptions,
+    Distillation,
+    Method,
+    as_calibration,
+    as_distillation,
+    as_method,
+)
 from faster_pruner.results import PruneReport
 
 # Of the batches to distil on, one in so many judges.
@@ -71,12 +79,12 @@ class PrunedModel:
         return save(self._job, self._outcome, output, Run().clock())
 
 
-def _described(model: nn.Module, batch: Batch) -> Description:
+def _described(model: nn.Module, batch: Batch, attention_unit: AttentionUnit) -> Description:
     """What of a model can be pruned; a model that nothing is known of is looked at, on its own batch."""
     config: Any = model.config
     if family_in(config) is None:
-        return describe(model, batch.inputs)
-    return described(config, sublayers_of(model))
+        return describe(model, batch.inputs, attention_unit)
+    return by_unit(described(config, sublayers_of(model)), attention_unit)
 
 
 @usual_torch()
@@ -125,7 +133,7 @@ def prune_model(
     as_it_is = dtype == torch.float32 and not _is_compiled(model)
     dense = model if as_it_is else in_float32(model)
     own = adopt(batches, device)
-    found = _described(dense, own[0])
+    found = _described(dense, own[0], how.attention_unit)
     subject = Subject(dense, found.sublayers, objective or objective_of(dense), dtype, dict(found.left))
     budget = with_measured_multiple(budget, subject, clock)
     place = str(getattr(model.config, "name_or_path", "") or "")

@@ -125,9 +125,9 @@ class Job:
         return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
 
-def subject_of(opened: Opened, objective: Objective) -> Subject:
+def subject_of(opened: Opened, objective: Objective, method: Method) -> Subject:
     """A checkpoint as something to prune. Raises UnsupportedModelError."""
-    found = opened.describe()
+    found = opened.describe(method.attention_unit)
     return Subject(opened.model, found.sublayers, objective, opened.dtype, dict(found.left))
 
 

@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from faster_pruner.checkpoint.screening import CONFIG
-from faster_pruner.checkpoint.sizes import building_stock, family_in, is_pruned, sized
+from faster_pruner.checkpoint.sizes import building_stock, family_in, is_pruned, sized, without_layer_sizes
 from faster_pruner.errors import CheckpointError, UnsupportedModelError
-from faster_pruner.model.shrink import without_layer_sizes
 from faster_pruner.model.spec import Sublayer, resolve
 
 

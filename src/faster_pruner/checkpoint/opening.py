@@ -36,17 +36,18 @@ from faster_pruner.checkpoint.screening import (
     with_floats,
 )
 from faster_pruner.checkpoint.sentence import fitted, head_of, read_head
-from faster_pruner.checkpoint.sizes import METADATA_KEY
+from faster_pruner.checkpoint.sizes import METADATA_KEY, without_layer_sizes
 from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
 from faster_pruner.model.classes import auto_classes_of, stock_class
-from faster_pruner.model.describe import Description, describe, described
+from faster_pruner.model.describe import Description, by_unit, describe, described
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import longest_row, made_up_inputs
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.scoring import Scoring
-from faster_pruner.model.shrink import Constant, without_layer_sizes
+from faster_pruner.model.shrink import Constant
 from faster_pruner.model.spec import Sublayer
+from faster_pruner.options import AttentionUnit
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
@@ -83,17 +84,21 @@ class OpenedModel:
     dtype: torch.dtype
     known: list[Sublayer]
 
-    def describe(self) -> Description:
+    def describe(self, attention_unit: AttentionUnit = "group") -> Description:
         """What of the model can be pruned; a model that nothing is known of is looked at, on made-up inputs.
+
+        Args:
+            attention_unit: as in `Method`.
 
         Raises:
             UnsupportedModelError: nothing can be proved.
         """
         if self.known:
-            return described(self.model.config, self.known)
+            return by_unit(described(self.model.config, self.known), attention_unit)
         length = min(_TOKENS_TO_LOOK_AT, longest_row(self.model))
         try:
-            return describe(self.model, made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True))
+            made_up = made_up_inputs(self.model, _ROWS_TO_LOOK_AT, length, padded=True)
+            return describe(self.model, made_up, attention_unit)
         except DataError as error:
             raise UnsupportedModelError(
                 f"{error}; where it needs other inputs than these made-up ones, prune it in memory on batches of your "

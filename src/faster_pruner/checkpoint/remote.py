@@ -1,7 +1,8 @@
 """The one small Python file in a pruned folder that opens it where faster-pruner is not installed.
 
-It is `model/shrink.py`, word for word, then the parts of the stock model's sublayers as literals of ours (never taken
-from a config), then the stock class with a constructor that shrinks. It holds no modelling code.
+It is `model/shrink.py`, word for word, and a function about configs, then the parts of the stock model's sublayers as
+literals of ours (never taken from a config), then the stock class with a constructor that shrinks. It holds no
+modelling code.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
+from faster_pruner.checkpoint.sizes import without_layer_sizes
 from faster_pruner.model import shrink
 from faster_pruner.model.shrink import Follower, Parts, Producer
 from faster_pruner.model.spec import Sublayer
@@ -74,7 +76,7 @@ def remote_code(class_name: str, stock: Sequence[Sublayer]) -> str:
     tail = _TAIL
     for key, value in values.items():
         tail = tail.replace(f"@{key}@", value)
-    return inspect.getsource(shrink) + tail
+    return f"{inspect.getsource(shrink)}\n\n{inspect.getsource(without_layer_sizes)}{tail}"
 
 
 def _literal(stock: Sequence[Sublayer]) -> str:

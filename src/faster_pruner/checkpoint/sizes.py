@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ from torch import nn
 from faster_pruner.errors import CheckpointError, UnsupportedModelError
 from faster_pruner.model.describe import family_of_all
 from faster_pruner.model.literal import family_from_json, family_to_json
-from faster_pruner.model.shrink import resize, without_layer_sizes
-from faster_pruner.model.spec import Family, Sublayer, parts_by_name, resolve, with_parts
+from faster_pruner.model.shrink import resize
+from faster_pruner.model.spec import HEAD_SIZE, Family, Sublayer, parts_by_name, resolve, with_parts
 from faster_pruner.model.table import family_of
 
 METADATA_KEY = "faster_pruner"
@@ -62,6 +63,21 @@ def sublayers_of(model: nn.Module) -> list[Sublayer]:
         return resolve(model, family)
     stock = build_stock(model)
     return sized(stock, resolve(stock, family))
+
+
+def without_layer_sizes(config: Any) -> Any:
+    """A copy of a config from which the stock class builds its usual sizes; saved again, it still says the layers' own.
+
+    transformers builds no model from a config with `per_layer_config`. As a plain entry of the object it means nothing
+    to transformers but is written to every later config.json, so that what is saved anew is refused just as loudly.
+    """
+    config = copy.deepcopy(config)
+    for part in (config, *vars(config).values()):
+        if getattr(part, "is_heterogeneous", False):
+            sizes = part.to_dict()["per_layer_config"]
+            part.per_layer_config = None
+            vars(part)["per_layer_config"] = sizes
+    return config
 
 
 def build_stock(model: nn.Module) -> nn.Module:
@@ -139,11 +155,15 @@ def mark_as_pruned(model: nn.Module, sublayers: Sequence[Sublayer]) -> None:
     for group in _by_kind(sublayers).values():
         units = {s.units for s in group}
         config = _config_of(model, group[0])
-        field = group[0].spec.config[:1]
         # what the config says goes for all layers, also those that stay whole; no stock class builds one without a unit
-        everywhere = all(s.spec.layers is None for s in group)
-        if group[0].spec.stock and everywhere and len(units) == 1 and 0 not in units and field:
-            setattr(config, field[0], units.pop())
+        layers = model.get_submodule(group[0].prefix.removesuffix(".").rpartition(".")[0])
+        everywhere = all(s.spec.stock for s in group) and len(group) == len(list(layers.children()))
+        if everywhere and len(units) == 1 and 0 not in units:
+            stated = _fields(config, group[0])
+            if group[0].spec.head_size:
+                stated[HEAD_SIZE] = group[0].spec.head_size
+            for field, value in stated.items():
+                setattr(config, field, value)
     config: Any = model.config
     metadata: dict[str, Any] = {"format": FORMAT, "sizes": {s.name: s.units for s in sublayers}}
     if family_of(config) != (family := family_of_all(sublayers)):
@@ -164,6 +184,16 @@ def opens_with_stock_class(model: nn.Module, sublayers: Sequence[Sublayer]) -> b
     return all(s.units == _stated(model, s) for s in sublayers)
 
 
+def _fields(config: Any, sublayer: Sublayer) -> dict[str, int]:
+    """Config fields that say how large a sublayer is, all of them in proportion where the stock class heeds them."""
+    names = sublayer.spec.config if sublayer.spec.stock else sublayer.spec.config[:1]
+    found = [getattr(config, name, None) for name in names]
+    stated = [value for value in found if isinstance(value, int) and value > 0]
+    if len(stated) < len(names):
+        names = names[:1]
+    return {name: (stated[place] // stated[0] if place else 1) * sublayer.units for place, name in enumerate(names)}
+
+
 def _stated(model: nn.Module, sublayer: Sublayer) -> int | None:
     """Units that the stock config states for a sublayer."""
     field = sublayer.spec.config[0] if sublayer.spec.config else ""
@@ -177,8 +207,8 @@ def _layer_sizes(model: nn.Module, sublayers: Sequence[Sublayer]) -> list[tuple[
     for s in sublayers:
         config = _config_of(model, s)
         layers = found.setdefault(id(config), (config, {}))[1]
-        for field in s.spec.config[:1]:
-            layers.setdefault(str(s.layer), {})[field] = s.units
+        if own := _fields(config, s):
+            layers.setdefault(str(s.layer), {}).update(own)
     return list(found.values())
 
 

@@ -239,6 +239,14 @@ class MethodOptions:
     ridge: Annotated[
         float | None, typer.Option(help="Replace the recovery's relative ridge.", rich_help_panel=_METHOD)
     ] = None
+    attention_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Where query heads share keys and values, remove: group (default), or head: of each group as many.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
     descent: Annotated[
         bool | None,
         typer.Option(
@@ -257,6 +265,7 @@ class MethodOptions:
             solver=self.solver,
             ridge=self.ridge,
             descent=self.descent,
+            attention_unit=self.attention_unit,
         )
         return customise(preset(self.preset_name), switches)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faster_pruner.data.batches import Batch, EncodedRows
-from faster_pruner.errors import DataError, InputError
+from faster_pruner.errors import DataError, InputError, OptionError
 from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
@@ -149,6 +149,14 @@ def read_about(folder: Path) -> About:
     if not all(isinstance(value, str) for value in texts) or type(about.truncated) not in (int, type(None)):
         raise _damaged(folder, TypeError(f"about in {_INDEX} is not what was written"))
     return about
+
+
+def read_method(folder: Path) -> Method:
+    """The method that statistics were taken for. Raises DataError."""
+    try:
+        return Method.from_dict(_read_index(folder)["method"])
+    except (KeyError, OptionError) as error:
+        raise _damaged(folder, error) from error
 
 
 def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None = None) -> Kept:

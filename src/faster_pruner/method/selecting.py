@@ -61,7 +61,7 @@ def sizes_allowed(sublayers: Sequence[Sublayer], budget: Budget, method: Method)
         raise BudgetError(
             "measure the multiple first (runtimes.timing.fastest_multiple) and put the number into round_to"
         )
-    multiple = {s.name: min(round_to, max(1, s.units)) if s.spec.rounded else 1 for s in sublayers}
+    multiple = {s.name: min(round_to, max(1, s.units)) if s.spec.rounded else s.parts.groups for s in sublayers}
     if budget.allocation == "bucketed":
         for s in sublayers:
             bucket = max(1, s.units // s.spec.buckets)
@@ -74,7 +74,7 @@ def sizes_allowed(sublayers: Sequence[Sublayer], budget: Budget, method: Method)
             "choose another one"
         )
     # no stock class builds a sublayer without a unit
-    fewest = {s.name: max(1, s.spec.least) if s.spec.stock else s.units for s in sublayers}
+    fewest = {s.name: max(s.parts.groups, s.spec.least) if s.spec.stock else s.units for s in sublayers}
     least = fewest if stock else {s.name: s.spec.least for s in sublayers}
     return Sizes(multiple=multiple, least=least, uniform=budget.allocation in ("uniform", "stock"))
 
@@ -111,7 +111,8 @@ def _by_fisher(calibrated: Calibrated, options: Fisher, bounds: Sequence[Bound],
     importance = {s.name: diagonal(groups[s.name]) for s in sublayers}
     unit_cost = {s.name: _unit_cost(s, bounds) for s in sublayers}
     kinds = {s.alike for s in sublayers}
-    if sizes.free and len(kinds) <= _MOST_KINDS_RANKED and all(cost is not None for cost in unit_cost.values()):
+    free = sizes.free and all(s.parts.groups == 1 for s in sublayers)
+    if free and len(kinds) <= _MOST_KINDS_RANKED and all(cost is not None for cost in unit_cost.values()):
         candidates = {
             s.name: Candidates(
                 kind=" ".join(s.alike), importance=importance[s.name], unit_cost=unit_cost[s.name] or 0.0
@@ -120,10 +121,12 @@ def _by_fisher(calibrated: Calibrated, options: Fisher, bounds: Sequence[Bound],
         }
         selection = search_masks(candidates, bounds[0].most)
     else:
-        curves = {name: additive(values) for name, values in importance.items()}
+        curves = {s.name: additive(importance[s.name], groups=s.parts.groups) for s in sublayers}
         selection = _by_knapsack(sublayers, curves, bounds, sizes)
     if options.rearrange:
-        selection = {name: rearrange(keep, groups[name]) for name, keep in selection.items()}
+        # swaps know nothing of units that stay in equal number
+        alone = [s.name for s in sublayers if s.parts.groups == 1]
+        selection |= {name: rearrange(selection[name], groups[name]) for name in alone}
     return selection
 
 
@@ -168,7 +171,7 @@ def _item(group: list[Sublayer], curves: Mapping[str, Curve], bounds: Sequence[B
         curves=tuple(curves[s.name] for s in group),
         costs=functools.partial(_costs, group, bounds),
         least=max(sizes.least.get(s.name, 0) for s in group),
-        multiple=max(sizes.multiple.get(s.name, 1) for s in group),
+        multiple=max(sizes.multiple.get(s.name, s.parts.groups) for s in group),
     )
 
 
@@ -205,4 +208,5 @@ def _loss_curve(calibrated: Calibrated, sublayer: Sublayer, options: SecondOrder
         damping=options.damping,
         group=sublayer.unit_size,
         block=options.block if sublayer.unit_size == 1 else 1,
+        groups=sublayer.parts.groups,
     )

@@ -16,6 +16,7 @@ from faster_pruner.model.detection.proof import proved
 from faster_pruner.model.passes import called, inference, tensors_in
 from faster_pruner.model.spec import Family, Sublayer, resolve
 from faster_pruner.model.table import FAMILIES, family_of
+from faster_pruner.options import AttentionUnit
 
 # Where a description comes from: a row of the table, a look at the model, or the checkpoint itself, which was looked at
 # when it was pruned.
@@ -56,12 +57,13 @@ def described(config: Any, sublayers: list[Sublayer]) -> Description:
     return Description(sublayers, "recorded" if family_of(config) != family_of_all(sublayers) else "table")
 
 
-def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
+def describe(model: nn.Module, inputs: Mapping[str, Tensor], attention_unit: AttentionUnit = "group") -> Description:
     """Describe a dense model: by the table where it has a row, else by running it.
 
     Args:
         model: in float32.
         inputs: a batch that it can be called with; of more than a few rows the first are taken.
+        attention_unit: as in `Method`.
 
     Raises:
         DataError: it cannot be run on these inputs.
@@ -76,7 +78,7 @@ def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
     with inference(model):
         returned = called(model, few)
         try:
-            found = detect(model, few)
+            found = detect(model, few, attention_unit)
             family, dropped = proved(model, found.family, few)
         except UnsupportedModelError as error:
             if any(bool(tensor.isnan().any()) for tensor in tensors_in(returned)):
@@ -90,7 +92,24 @@ def describe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Description:
             # the model's own code again, on copies of a row or with parts of it cut
             reason = f"{type(model).__name__} cannot be looked at piece by piece: {_reason(error)}"
             raise UnsupportedModelError(f"{reason}; {_BY_HAND}") from error
-    return Description(resolve(model, family), "detected", {**found.left, **dropped})
+    return by_unit(Description(resolve(model, family), "detected", {**found.left, **dropped}), attention_unit)
+
+
+def by_unit(found: Description, attention_unit: AttentionUnit) -> Description:
+    """A description, where it has the attention units that are asked for.
+
+    Raises:
+        UnsupportedModelError: query heads are asked for, and groups are all there is.
+    """
+    grouped = [s.name for s in found.sublayers if s.spec.mixes_tokens and s.spec.unit == "group"]
+    if attention_unit == "head" and grouped:
+        before = " it was pruned by groups before, or" if found.origin == "recorded" else ""
+        raise UnsupportedModelError(
+            f"query heads cannot go one by one from the groups of {grouped[0]}:{before} one matrix computes them with "
+            "their keys and values; prune it by groups",
+            option="attention_unit",
+        )
+    return found
 
 
 def _reason(error: Exception) -> str:

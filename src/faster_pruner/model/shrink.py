@@ -59,6 +59,7 @@ class Follower:
         module: path of the module that holds or is given it.
         name: of the attribute, or of the argument.
         per_unit: what the number counts per unit; or how many entries of the tensor belong to a unit.
+        groups: units that the number counts as one (query heads per key/value head: units / groups).
         axis: of the tensor along which the units lie; None for a plain number.
         argument: whether the tensor is an argument of the module's forward that other modules share (a position bias).
         whole: entries of the argument when no unit is gone; along a longer axis they repeat (one set for each row).
@@ -68,6 +69,7 @@ class Follower:
     module: str
     name: str
     per_unit: int = 1
+    groups: int = 1
     axis: int | None = None
     argument: bool = False
     whole: int = 0
@@ -84,6 +86,7 @@ class Parts:
         unit_size: g, columns per unit.
         width: d, features that the projection puts out.
         producers: what computes the projection's input columns.
+        groups: adjacent runs of units that must stay equally large (query heads that share a key/value head).
         followers: what else follows.
         transposed: as for `Producer`, of the projection.
         branch: path of the module to replace when no unit is left, where its code cannot run without one.
@@ -95,6 +98,7 @@ class Parts:
     unit_size: int
     width: int
     producers: tuple[Producer, ...]
+    groups: int = 1
     followers: tuple[Follower, ...] = ()
     transposed: bool = False
     branch: str = ""
@@ -104,6 +108,11 @@ class Parts:
     def columns(self) -> int:
         """n, input columns of the projection."""
         return self.units * self.unit_size
+
+    def first(self, units: int) -> Tensor:
+        """[units]: so many units, the first ones of every group."""
+        every = torch.arange(self.units, device="cpu").view(self.groups, self.units // self.groups)
+        return every[:, : units // self.groups].flatten()
 
 
 class Constant(nn.Module):
@@ -289,26 +298,11 @@ def resize(model: nn.Module, parts: Mapping[str, Parts], sizes: Any) -> dict[str
     for name, units in sizes.items():
         if name not in parts:
             raise ValueError(f"{str(name)[:60]!r} is not one of the {len(parts)} sublayers")
-        if type(units) is not int or not 0 <= units <= parts[name].units:
-            raise ValueError(f"{name} cannot have {str(units)[:40]} units: it has 0 to {parts[name].units}")
-    return {
-        name: shrink(model, own, torch.arange(sizes.get(name, own.units), device="cpu")) for name, own in parts.items()
-    }
-
-
-def without_layer_sizes(config: Any) -> Any:
-    """A copy of a config from which the stock class builds its usual sizes; saved again, it still says the layers' own.
-
-    transformers builds no model from a config with `per_layer_config`. As a plain entry of the object it means nothing
-    to transformers but is written to every later config.json, so that what is saved anew is refused just as loudly.
-    """
-    config = copy.deepcopy(config)
-    for part in (config, *vars(config).values()):
-        if getattr(part, "is_heterogeneous", False):
-            sizes = part.to_dict()["per_layer_config"]
-            part.per_layer_config = None
-            vars(part)["per_layer_config"] = sizes
-    return config
+        own = parts[name]
+        if type(units) is not int or units not in range(0, own.units + 1, own.groups):
+            steps = f", in steps of {own.groups}" if own.groups > 1 else ""
+            raise ValueError(f"{name} cannot have {str(units)[:40]} units: it has 0 to {own.units}{steps}")
+    return {name: shrink(model, own, own.first(sizes.get(name, own.units))) for name, own in parts.items()}
 
 
 def _entries(keep: Tensor, per_unit: int) -> Tensor:
@@ -349,7 +343,7 @@ def _count(module: nn.Module, names: tuple[str, ...], value: int) -> None:
 def _follow(module: nn.Module, follower: Follower, keep: Tensor, device: torch.device) -> None:
     """Update one follower; what it is given comes on `device`."""
     if follower.axis is None:
-        _set_number(module, follower.name, follower.per_unit * keep.numel())
+        _set_number(module, follower.name, follower.per_unit * keep.numel() // follower.groups)
         return
     index = _entries(keep, follower.per_unit)
     if not follower.argument:

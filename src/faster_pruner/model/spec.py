@@ -1,9 +1,8 @@
 """Families as data: where a model keeps its sublayers, and what each consists of.
 
 A family is a list of stacks (a text tower, a vision tower, an encoder, a decoder); a stack is a list of layers that all
-look alike; a layer runs sublayers one after the other. `resolve` reads the sizes of one model off its modules.
-
-To every algorithm all sublayers are alike: what differs between attention and feed-forward is data here.
+look alike; a layer runs sublayers one after the other. `resolve` reads the sizes of one model off its modules. To every
+algorithm all sublayers are alike: what differs between attention and feed-forward is data here.
 """
 
 from __future__ import annotations
@@ -30,6 +29,9 @@ Source = Literal["stream", "memory", "several"]
 # How a branch y joins the residual stream x: x + y; x + norm(y); or x + y with other branches of the layer that read
 # the same x.
 Join = Literal["add", "normed", "parallel"]
+
+# Config field without which classes take the hidden size divided by the number of heads.
+HEAD_SIZE = "head_dim"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class FollowerSpec:
         name: of the attribute or argument.
         axis: of a tensor; None for a number.
         argument: whether it is an argument of the module's forward, with one entry per unit.
+        groups: units that a number counts as one.
         returned: where in what the module returns the argument is handed on; 0 for nowhere.
     """
 
@@ -80,6 +83,7 @@ class FollowerSpec:
     name: str
     axis: int | None = None
     argument: bool = False
+    groups: int = 1
     returned: int = 0
 
 
@@ -96,13 +100,15 @@ class SublayerSpec:
         join: how it joins.
         norm: with `normed`, path of the module that normalises the branch.
         unit_size: where the size of a unit is read; None for one column.
+        groups: adjacent runs of units that must stay equally large: query heads by their key/value head.
         mixes_tokens: whether every token's input has a part in every token's output.
         followers: what else follows.
         branch: path of the module to replace when no unit is left, where its code cannot run without one.
         returns: as in `shrink.Parts`.
         least: the fewest units that may be left.
         config: config fields that are proportional to the units, the one that counts them first.
-        stock: whether the stock class builds another number of units when those fields say so.
+        stock: whether the stock class builds another number of units when all of those fields say so.
+        head_size: what the config must state as `HEAD_SIZE` for that; 0 where it does already, or nothing needs it.
         rounded: whether numbers of units in round multiples suit the hardware.
         buckets: in how many sizes it comes under bucketed allocation.
         transposed: whether the projection's weight is stored as [columns, outputs].
@@ -117,6 +123,7 @@ class SublayerSpec:
     join: Join = "add"
     norm: str = ""
     unit_size: UnitSize | int | None = None
+    groups: int = 1
     mixes_tokens: bool = False
     followers: tuple[FollowerSpec, ...] = ()
     branch: str = ""
@@ -124,6 +131,7 @@ class SublayerSpec:
     least: int = 0
     config: tuple[str, ...] = ()
     stock: bool = False
+    head_size: int = 0
     rounded: bool = False
     buckets: int = 4
     transposed: bool = False
@@ -313,6 +321,7 @@ def _parts(layer: nn.Module, prefix: str, spec: SublayerSpec) -> Parts:
         unit_size=size,
         width=width,
         producers=tuple(_producer(layer, prefix, each, columns, units) for each in spec.producers),
+        groups=spec.groups if _divided(units, spec.groups, spec.projection) else 1,
         followers=tuple(_follower(layer, prefix, each, units) for each in spec.followers),
         transposed=spec.transposed,
         branch=prefix + spec.branch if spec.branch else "",
@@ -367,12 +376,13 @@ def _follower(layer: nn.Module, prefix: str, spec: FollowerSpec, units: int) -> 
     per_unit = 1
     if not spec.argument:
         found: Any = attrgetter(spec.name)(layer.get_submodule(spec.module))
-        whole = int(found) if spec.axis is None else int(found.shape[spec.axis])
+        whole = int(found) * spec.groups if spec.axis is None else int(found.shape[spec.axis])
         per_unit = _divided(whole, units, f"{spec.module}.{spec.name}")
     return Follower(
         module=_placed(prefix, spec.module),
         name=spec.name,
         per_unit=per_unit,
+        groups=spec.groups,
         axis=spec.axis,
         argument=spec.argument,
         whole=units if spec.argument else 0,

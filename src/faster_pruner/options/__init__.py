@@ -10,6 +10,7 @@ from faster_pruner.options.calibration import (
 from faster_pruner.options.distillation import Distillation, as_distillation
 from faster_pruner.options.method import (
     ALLOCATIONS,
+    ATTENTION_UNITS,
     PRESETS,
     RECOVERIES,
     RUNTIMES,
@@ -17,6 +18,7 @@ from faster_pruner.options.method import (
     SOLVERS,
     TEACHERS,
     AllocationName,
+    AttentionUnit,
     Descent,
     Fisher,
     Method,
@@ -38,6 +40,7 @@ from faster_pruner.options.method import (
 
 __all__ = [
     "ALLOCATIONS",
+    "ATTENTION_UNITS",
     "FEWEST_TOKENS",
     "PRECISIONS",
     "PRESETS",
@@ -47,6 +50,7 @@ __all__ = [
     "SOLVERS",
     "TEACHERS",
     "AllocationName",
+    "AttentionUnit",
     "CalibrationOptions",
     "Descent",
     "Distillation",

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
-from faster_pruner.checks import (
-    at_least,
-    made_of,
-    one_of,
-    shown,
-    whole_number,
-    yes_or_no,
-)
+from faster_pruner.checks import at_least, made_of, one_of, shown, whole_number, yes_or_no
 from faster_pruner.errors import OptionError
 
 SelectionName = Literal["fisher", "second-order"]
@@ -21,6 +14,7 @@ RecoveryName = Literal["none", "scale", "weights"]
 SolverName = Literal["auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr"]
 TeacherName = Literal["dense", "sqrt"]
 AllocationName = Literal["free", "bucketed", "uniform", "stock"]
+AttentionUnit = Literal["group", "head"]
 RuntimeName = Literal["torch", "compile", "onnx", "onnx-int8"]
 
 SELECTIONS: tuple[SelectionName, ...] = ("fisher", "second-order")
@@ -28,6 +22,7 @@ RECOVERIES: tuple[RecoveryName, ...] = ("none", "scale", "weights")
 SOLVERS: tuple[SolverName, ...] = ("auto", "cg", "jacobi-cg", "block-cg", "cholesky", "lsmr")
 TEACHERS: tuple[TeacherName, ...] = ("dense", "sqrt")
 ALLOCATIONS: tuple[AllocationName, ...] = ("free", "bucketed", "uniform", "stock")
+ATTENTION_UNITS: tuple[AttentionUnit, ...] = ("group", "head")
 # What runs a model: torch eagerly, torch.compile, onnxruntime, and that with int8 weights.
 RUNTIMES: tuple[RuntimeName, ...] = ("torch", "compile", "onnx", "onnx-int8")
 
@@ -215,6 +210,8 @@ class Method:
         recovery: how what is left is repaired; None leaves it as it is.
         rounds: for strong budgets.
         round_to: numbers of neurons are a multiple of this, or all of them, when the budget does not say otherwise.
+        attention_unit: where query heads share keys and values, what is removed: a "group" with all its query heads,
+            or "head": of every group the same number of query heads, which leaves the cache as it is.
     """
 
     name: str
@@ -223,9 +220,11 @@ class Method:
     recovery: Scale | Weights | None
     rounds: Rounds = field(default_factory=Rounds)
     round_to: int = 1
+    attention_unit: AttentionUnit = "group"
 
     def __post_init__(self) -> None:
         made_of("name of the method", self.name, (str,))
+        one_of("attention unit", self.attention_unit, ATTENTION_UNITS)
         yes_or_no("labels", self.labels)
         made_of("selection", self.selection, (Fisher, SecondOrder))
         made_of("recovery", self.recovery, (Scale, Weights, type(None)))
@@ -322,6 +321,7 @@ class Switches:
         solver: of the recovery, one of `SOLVERS`.
         ridge: of that solver.
         descent: whether the recovery fits all matrices by descent, at whatever budget.
+        attention_unit: see `Method`.
     """
 
     selection: str | None = None
@@ -330,6 +330,7 @@ class Switches:
     solver: str | None = None
     ridge: float | None = None
     descent: bool | None = None
+    attention_unit: str | None = None
 
     def __post_init__(self) -> None:
         if self.selection is not None:
@@ -353,8 +354,8 @@ def customise(method: Method, switches: Switches) -> Method:
             method = replace(method, selection=Fisher(), round_to=1)
         else:
             method = replace(method, selection=SecondOrder())
-    if switches.labels is not None:
-        method = replace(method, labels=switches.labels)
+    given = {name: getattr(switches, name) for name in ("labels", "attention_unit")}
+    method = replace(method, **{name: value for name, value in given.items() if value is not None})
     own = "none" if method.recovery is None else method.recovery.name
     if switches.recovery is not None and switches.recovery != own:
         method = replace(method, recovery=_RECOVERY_BY_NAME[switches.recovery])

@@ -167,7 +167,8 @@ class _Runs:
         """A function that runs one forward of the network at some sizes."""
         dense = self._bench.network
         whole = all(sizes[s.name] == s.units for s in dense.sublayers)
-        network = dense if whole else dense.thin().shrunk({name: torch.arange(keep) for name, keep in sizes.items()})
+        keeps = {s.name: s.parts.first(sizes[s.name]) for s in dense.sublayers}
+        network = dense if whole else dense.thin().shrunk(keeps)
         self._built += 1
         run = runner(network.model, self._bench.limit.runtime, self._folder / f"{self._built}.onnx")
         return functools.partial(run, self._inputs)

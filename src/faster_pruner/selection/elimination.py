@@ -51,11 +51,22 @@ class Curve:
     loss: Tensor
 
 
-def additive(importance: Tensor) -> Curve:
-    """The curve of units whose losses just add up, least important first: importance [U] (first-order selection)."""
-    order = importance.argsort(stable=True).cpu()
-    loss = importance.cpu().double()[order].cumsum(dim=0)
-    return Curve(order=order, removed=torch.arange(order.numel() + 1), loss=torch.cat([loss.new_zeros(1), loss]))
+def additive(importance: Tensor, *, groups: int = 1) -> Curve:
+    """The curve of units whose losses just add up, least important first (first-order selection).
+
+    Args:
+        importance: [U].
+        groups: runs of units that stay equally large: of each one unit goes in every step.
+    """
+    by_group = importance.cpu().double().view(groups, importance.numel() // groups)
+    ranked = by_group.sort(dim=1, stable=True)
+    starts = torch.arange(groups)[:, None] * by_group.shape[1]
+    loss = ranked.values.sum(dim=0).cumsum(dim=0)
+    return Curve(
+        order=(ranked.indices + starts).T.flatten(),
+        removed=torch.arange(loss.numel() + 1) * groups,
+        loss=torch.cat([loss.new_zeros(1), loss]),
+    )
 
 
 def square_root(matrix: Tensor) -> Tensor:
@@ -99,7 +110,9 @@ def damped_factor(gram: Tensor, damping: float) -> Tensor:
         share, added = max(share * _MORE_DAMPING, _LEAST_DAMPING), share
 
 
-def eliminate(gram: Tensor, weighted: Tensor, *, damping: float = 0.0, group: int = 1, block: int = 1) -> Curve:
+def eliminate(
+    gram: Tensor, weighted: Tensor, *, damping: float = 0.0, group: int = 1, block: int = 1, groups: int = 1
+) -> Curve:
     """Remove all units greedily and record what it costs.
 
     Args:
@@ -109,6 +122,8 @@ def eliminate(gram: Tensor, weighted: Tensor, *, damping: float = 0.0, group: in
         group: columns per unit.
         block: most units removed per step: those that are cheapest one by one, removed together. Steps get finer as
             fewer units are left (1/64 of them), because strong budgets are decided among the last ones.
+        groups: adjacent runs of units that stay equally large: a step removes one unit of each, the cheapest first,
+            whatever `block` says.
 
     Returns:
         The curve; its losses are those of the joint removal of each prefix.
@@ -125,7 +140,8 @@ def eliminate(gram: Tensor, weighted: Tensor, *, damping: float = 0.0, group: in
     units = n // group
     while removed[-1] < units:
         take = max(1, min(block, (units - removed[-1]) // _STEPS_PER_REMAINDER))
-        chosen, cost = state.remove_cheapest(take)
+        chosen, cost = state.remove_cheapest(take) if groups == 1 else state.remove_one_each(groups, units // groups)
+        take = chosen.numel()
         order.append(chosen)
         loss.append(loss[-1] + cost)
         removed.append(removed[-1] + take)
@@ -152,14 +168,27 @@ class _State:
         self.diagonal = inverse.diagonal().clone()
         self.pending = inverse.new_zeros(0, inverse.shape[0])
 
-    def remove_cheapest(self, take: int) -> tuple[Tensor, Tensor]:
-        """Remove the `take` units that are cheapest one by one.
+    def remove_one_each(self, groups: int, size: int) -> tuple[Tensor, Tensor]:
+        """Remove one unit of every run of `size` units, the cheapest first, while the others compensate.
+
+        Returns:
+            Their original indices in this order, and the joint loss.
+        """
+        waiting = torch.ones(groups, dtype=torch.bool, device=self.unit.device)
+        steps: list[tuple[Tensor, Tensor]] = []
+        while bool(waiting.any()):
+            steps.append(self.remove_cheapest(1, of=waiting[self.unit // size]))
+            waiting[steps[-1][0] // size] = False
+        return torch.cat([chosen for chosen, _ in steps]), torch.stack([cost for _, cost in steps]).sum()
+
+    def remove_cheapest(self, take: int, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Remove the `take` units that are cheapest one by one, `of` [units] bool if only some may go.
 
         Returns:
             Their original indices, cheapest first, and the joint loss.
         """
         score = self._scores()
-        score[~self.alive] = torch.inf
+        score[~self.alive if of is None else ~(self.alive & of)] = torch.inf
         local = score.argsort(stable=True)[:take]
         columns = self._columns(local)
         inverse = torch.addmm(self.stale[columns], self.pending[:, columns].T, self.pending, alpha=-1)

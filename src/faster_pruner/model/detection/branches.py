@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Branch:
         size: g, columns per unit.
         producers: path -> what its output features are, in the order in which they are called.
         mixes: whether tokens have a part in other tokens' columns.
-        shared: whether a producer has features that belong to no unit.
+        groups: adjacent runs of units that must stay equally large.
     """
 
     projection: str
@@ -47,6 +47,7 @@ class Branch:
     size: int
     producers: dict[str, tuple[Features, ...]]
     mixes: bool
+    groups: int = 1
 
     @property
     def shared(self) -> bool:
@@ -68,6 +69,29 @@ def find_branches(
         if branch is not None:
             branches.append(branch)
     return branches
+
+
+def by_query_head(model: nn.Module, branch: Branch) -> Branch | None:
+    """The same projection with query heads for units, of each group the same number; None where units are no groups.
+
+    Queries are as many features as the projection has columns, keys and values fewer: these stay as they are, and with
+    them the layout of the cache.
+    """
+    shares: dict[str, int] = {}
+    for path, layout in branch.producers.items():
+        like_columns = layout.count("columns")
+        others = max(1, len(layout) - like_columns)
+        shares[path] = (outputs_of(model.get_submodule(path)) - like_columns * branch.units * branch.size) // others
+    whole = branch.units * branch.size
+    few = [share // branch.units for share in shares.values() if 0 < share < whole]
+    size = max(few, default=0)
+    if not branch.mixes or branch.shared or not size or branch.size % size:
+        return None
+    producers: dict[str, tuple[Features, ...]] = {
+        path: tuple("fixed" if block == "equal" and shares[path] < whole else block for block in layout)
+        for path, layout in branch.producers.items()
+    }
+    return replace(branch, units=whole // size, size=size, producers=producers, groups=branch.units)
 
 
 def why_whole(branch: Branch, found: Mapping[tuple[str, str], Influence], reason: str) -> str:

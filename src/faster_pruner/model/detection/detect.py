@@ -7,21 +7,23 @@ is found has been tried on one layer; `proof` tries it on the whole model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.model.detection.branches import Branch, find_branches, why_unused, why_whole
+from faster_pruner.model.detection.branches import Branch, by_query_head, find_branches, why_unused, why_whole
 from faster_pruner.model.detection.following import completed
 from faster_pruner.model.detection.joining import Joined, find_joins
-from faster_pruner.model.detection.naming import config_fields, mask_of, stock_builds, unit_size_of
+from faster_pruner.model.detection.naming import config_fields, has_groups, mask_of, unit_size_of, with_stock
 from faster_pruner.model.detection.place import Place
 from faster_pruner.model.detection.probing import influences, is_matrix, is_transposed, outputs_of, stacked
-from faster_pruner.model.detection.stacks import Layers, config_of, find_layers, stack_names
+from faster_pruner.model.detection.stacks import config_of, find_layers, stack_names
 from faster_pruner.model.detection.watching import Inputs, Trace, in_the_open, rows_of, watch
 from faster_pruner.model.spec import Family, ProducerSpec, Source, Stack, SublayerSpec
+from faster_pruner.options import AttentionUnit
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Detected:
     trace: Trace
 
 
-def detect(model: nn.Module, inputs: Inputs) -> Detected:
+def detect(model: nn.Module, inputs: Inputs, attention_unit: AttentionUnit = "group") -> Detected:
     """Describe a model.
 
     Args:
         model: in eval mode; put back as it was.
         inputs: a small batch, at least two tokens a row, the first row without padding.
+        attention_unit: what is to be a unit where query heads share keys and values.
 
     Raises:
         UnsupportedModelError: no list of layers, or nothing in one that falls into units; with the reasons.
@@ -57,7 +60,9 @@ def detect(model: nn.Module, inputs: Inputs) -> Detected:
         config = config_of(model, own.layer(0))
         mask = mask_of(own, trace, inputs)
         stack = Stack(layers=own.path, sublayers=(), name=name, config=config, mask=mask, calls=own.calls)
-        specs = list(_sublayers(model, inputs, trace, own, stack, left=left))
+        place = functools.partial(Place, model, in_the_open(model), inputs, trace, own, stack)
+        every = [place(indices, attention_unit) for indices in own.groups]
+        specs = list(_sublayers(every, left))
         if specs:
             memory = stacks[-1].name if stacks and any(_remembers(spec) for spec in specs) else ""
             stacks.append(replace(stack, sublayers=tuple(specs), memory=memory))
@@ -72,24 +77,22 @@ def _remembers(spec: SublayerSpec) -> bool:
     return any(producer.source == "memory" for producer in spec.producers)
 
 
-def _sublayers(
-    model: nn.Module, inputs: Inputs, trace: Trace, layers: Layers, stack: Stack, *, left: dict[str, str]
-) -> Iterator[SublayerSpec]:
+def _sublayers(places: list[Place], left: dict[str, str]) -> Iterator[SublayerSpec]:
     """The kinds of sublayers of one stack, those of layers that are built alike described once."""
     found: dict[SublayerSpec, list[int]] = {}
-    own = in_the_open(model)
-    for indices in layers.groups:
-        place = Place(model, own, inputs, trace, layers, stack, indices)
+    layers, trace = places[0].layers, places[0].trace
+    for place in places:
         whole: dict[str, str] = {}
         for spec in _layer(place, whole):
-            found.setdefault(spec, []).extend(indices)
-        left |= {layers.layer(i) + path.removeprefix(place.layer): why for i in indices for path, why in whole.items()}
+            found.setdefault(spec, []).extend(place.indices)
+        every = [layers.layer(i) for i in place.indices]
+        left |= {layer + path.removeprefix(place.layer): why for layer in every for path, why in whole.items()}
     call = trace.one(layers.layer(0))
     for spec, indices in found.items():
         # how many tokens a cache holds is read off its first layer
         measures = call is not None and call.cached and spec.mixes_tokens and 0 in indices and not spec.least
         if measures:
-            yield replace(spec, least=1, layers=(0,))
+            yield replace(spec, least=spec.groups, layers=(0,))
             indices = [index for index in indices if index]
         if indices:
             everywhere = len(indices) == len(layers.names)
@@ -114,14 +117,16 @@ def _layer(place: Place, left: dict[str, str]) -> list[SublayerSpec]:
             left[branch.projection] = "it is given some tokens only: an expert"
             continue
         joined = joins.get(branch.projection, Joined(stream="", join="normed"))
+        by_head = by_query_head(place.model, branch) if place.attention_unit == "head" else None
         spec, reason = completed(place, branch, _plain(place, branch, joined, specs))
+        if by_head is not None:
+            spec = completed(place, by_head, _plain(place, by_head, joined, specs))[0] or spec
         if spec is None:
             left[branch.projection] = why_whole(branch, pairs, reason)
             continue
         used |= own | {f"{place.layer}.{follower.module}" for follower in spec.followers if follower.axis is not None}
-        if spec.config and spec.unit_size is None:
-            spec = replace(spec, stock=stock_builds(place.model, place.stack, spec, place.layer))
-        specs.append(spec)
+        head = by_query_head(place.model, branch) or branch
+        specs.append(with_stock(place.model, place.stack, spec, place.layer, head.size))
     for path in matrices:
         if path not in used and path not in left:
             left[path] = why_unused(path, branches, pairs)
@@ -189,7 +194,7 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
     model = place.model
     return SublayerSpec(
         kind=f"{kind}:{taken + 1}" if taken else kind,
-        unit=_unit(model, branch, ffn=ffn),
+        unit=_unit(place, branch, ffn=ffn),
         projection=place.inside(branch.projection),
         producers=tuple(
             ProducerSpec(
@@ -204,6 +209,7 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
         join=joined.join,
         norm=joined.norm,
         unit_size=unit_size_of(model, place.layer, branch),
+        groups=branch.groups,
         mixes_tokens=branch.mixes,
         config=config_fields(model, place.stack, branch, ffn=ffn),
         rounded=ffn,
@@ -212,12 +218,13 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
     )
 
 
-def _unit(model: nn.Module, branch: Branch, *, ffn: bool) -> str:
-    """What one unit is called: a group where producers have different numbers of features per unit."""
+def _unit(place: Place, branch: Branch, *, ffn: bool) -> str:
+    """What one unit is called: a group where it has several query heads."""
     if ffn:
         return "neuron" if branch.size == 1 else "unit"
-    features = {outputs_of(model.get_submodule(path)) for path in branch.producers}
-    return "group" if len(features) > 1 and not branch.shared else "head"
+    features = {outputs_of(place.model.get_submodule(path)) for path in branch.producers}
+    shared = len(features) > 1 and not branch.shared
+    return "group" if shared or has_groups(place.model, place.stack, branch) else "head"
 
 
 def _source(place: Place, branch: Branch, path: str) -> Source:

@@ -39,6 +39,8 @@ _NEVER = re.compile(
 )
 # Numbers that usually count units or what belongs to them.
 _LIKELY = re.compile(r"heads?$|n_kv|head_kv|head_size|dim$|size$|width|split|inner|features|channels|^groups$|embd$")
+# Numbers that count query heads per key/value head.
+_PER_GROUP = re.compile(r"key_value_groups|n_rep|groups")
 _RATHER_NOT = re.compile(r"num_key_value_groups|n_rep|hidden_size$|^d_model$|block|chunk|group_size|^in_|^out_")
 
 
@@ -57,17 +59,18 @@ def completed(place: Place, branch: Branch, plain: SublayerSpec) -> tuple[Sublay
 
 
 def _all_but_one(branch: Branch) -> Tensor:
-    return torch.arange(1, branch.units)
+    return torch.arange(branch.units).view(branch.groups, -1)[:, 1:].flatten()
 
 
 def _some(branch: Branch) -> Tensor:
-    return torch.arange(branch.units)[branch.units // 2 :]
+    in_group = branch.units // branch.groups
+    return torch.arange(branch.units).view(branch.groups, in_group)[:, in_group // 2 :].flatten()
 
 
 def _subsets(numbers: list[FollowerSpec], branch: Branch) -> Iterator[tuple[FollowerSpec, ...]]:
     """Sets of numbers that may follow, the likeliest first: all of them, then all but one, and so on."""
     likely = [n for n in numbers if _LIKELY.search(n.name) and not _RATHER_NOT.search(n.name)]
-    likely += [n for n in numbers if branch.shared and "key_value_groups" in n.name]
+    likely += [n for n in numbers if n.groups > 1 or (branch.shared and "key_value_groups" in n.name)]
     unlikely = [n for n in numbers if n not in likely]
     tries = 0
     for more in range(len(unlikely) + 1):
@@ -87,11 +90,12 @@ def _numbers(place: Place, branch: Branch) -> list[FollowerSpec]:
     for (module, name), value in numbers_read(place.model, place.inputs, place.layer).items():
         near = module == around or module.startswith(around + ".") or around.startswith(module + ".") or not around
         near = near or module == ""
-        if not near or value < branch.units or value % branch.units or _NEVER.search(name):
+        groups = branch.groups if value * branch.groups == branch.units and _PER_GROUP.search(name) else 1
+        if not near or value * groups < branch.units or value * groups % branch.units or _NEVER.search(name):
             continue
         if any(place.inside(path) == module for path in (*branch.producers, branch.projection)):
             continue
-        found.append(FollowerSpec(module=module, name=name))
+        found.append(FollowerSpec(module=module, name=name, groups=groups))
     return found
 
 
@@ -266,7 +270,7 @@ def _emptied(place: Place, branch: Branch, spec: SublayerSpec) -> SublayerSpec:
         other = replace(spec, branch=path, returns=call.returns)
         if not tried(place, other, [nothing]):
             return other
-    return replace(spec, least=1)
+    return replace(spec, least=branch.groups)
 
 
 def _holders(place: Place, branch: Branch) -> list[str]:

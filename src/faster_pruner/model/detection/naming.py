@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from faster_pruner.model.detection.branches import Branch
 from faster_pruner.model.detection.stacks import Layers
 from faster_pruner.model.detection.watching import Inputs, Trace
-from faster_pruner.model.spec import Stack, SublayerSpec, UnitSize
+from faster_pruner.model.spec import HEAD_SIZE, Stack, SublayerSpec, UnitSize
 
 _SIZES = re.compile(r"head_(dim|size)|kv_channels|d_kv|key_value_proj_dim|size_per_head")
 _COUNTS = re.compile(r"heads|n_head|n_kv")
@@ -77,19 +78,42 @@ def config_fields(model: Any, stack: Stack, branch: Branch, *, ffn: bool) -> tup
     return (counting[0], *[n for n in others if n != counting[0]])
 
 
-def stock_builds(model: Any, stack: Stack, spec: SublayerSpec, layer: str) -> bool:
-    """Whether the stock class builds other numbers of units, and nothing else, when the counting field says so."""
+def has_groups(model: Any, stack: Stack, branch: Branch) -> bool:
+    """Whether the config counts key/value heads that are as many as the units, and more query heads."""
+    config = getattr(model.config, stack.config) if stack.config else getattr(model, "config", None)
+    names = config_fields(model, stack, branch, ffn=False)
+    return bool(names) and bool(_GROUPS.search(names[0])) and any(getattr(config, n) > branch.units for n in names[1:])
+
+
+def with_stock(model: Any, stack: Stack, spec: SublayerSpec, layer: str, head_size: int) -> SublayerSpec:
+    """The sublayer with `stock`, and just those config fields that say it all, where the stock class heeds them."""
+    config = getattr(model.config, stack.config) if stack.config else model.config
+    unstated = spec.mixes_tokens and not getattr(config, HEAD_SIZE, None)
+    for fields in dict.fromkeys((spec.config[:1], spec.config)):
+        for size in (0, head_size) if unstated else (0,):
+            said = replace(spec, config=fields, head_size=size)
+            if fields and _builds(model, stack, said, layer):
+                return replace(said, stock=True)
+    return spec
+
+
+def _builds(model: Any, stack: Stack, spec: SublayerSpec, layer: str) -> bool:
+    """Whether the stock class builds other numbers of units, and nothing else, when the counting fields say so."""
     config = copy.deepcopy(model.config)
     own = getattr(config, stack.config) if stack.config else config
     build: Any = type(model)
     try:
-        setattr(own, spec.config[0], getattr(own, spec.config[0]) // 2)
+        for name in spec.config:
+            setattr(own, name, getattr(own, name) // 2)
+        if spec.head_size:
+            setattr(own, HEAD_SIZE, spec.head_size)
         with torch.device("meta"):
             other = build(config)
     except Exception:  # a class whose code does not allow for it
         return False
     folder = layer.rpartition(".")[0]
-    paths = {spec.projection, *(producer.module for producer in spec.producers)}
+    computing = {producer.module for producer in spec.producers if set(producer.blocks) != {"fixed"}}
+    paths = {spec.projection, *computing}
     before = {name: parameter.shape for name, parameter in model.named_parameters()}
     after = {name: parameter.shape for name, parameter in other.named_parameters()}
     changed = {name.rpartition(".")[0] for name in before if before[name] != after.get(name)}

@@ -9,6 +9,7 @@ from torch import nn
 from faster_pruner.model.detection.stacks import Layers
 from faster_pruner.model.detection.watching import Inputs, Trace
 from faster_pruner.model.spec import Stack
+from faster_pruner.options import AttentionUnit
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Place:
         layers: the list that the layer is in.
         stack: that list as part of a family, without sublayers.
         indices: of all layers that are built alike.
+        attention_unit: what is to be a unit where query heads share keys and values.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Place:
     layers: Layers
     stack: Stack
     indices: list[int]
+    attention_unit: AttentionUnit = "group"
 
     @property
     def layer(self) -> str:

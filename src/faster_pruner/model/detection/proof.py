@@ -124,18 +124,23 @@ def without(model: nn.Module, family: Family, names: set[str]) -> Family:
 
 def uneven(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
     """A different number of units in every sublayer, not the first ones."""
-    every = {s.name: torch.arange(s.units) for s in sublayers}
-    return {name: u[(u + place) % (2 + place // 2 % 2) != 0] for place, (name, u) in enumerate(every.items())}
+    found: dict[str, Tensor] = {}
+    for place, s in enumerate(sublayers):
+        # of all groups of a sublayer the same ones
+        inside = torch.arange(s.units // s.parts.groups)
+        kept = (inside + place) % (2 + place // 2 % 2) != 0
+        found[s.name] = kept.repeat(s.parts.groups).nonzero().flatten()
+    return found
 
 
 def least(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
     """As little as there may be."""
-    return {s.name: torch.arange(s.spec.least) for s in sublayers}
+    return {s.name: s.parts.first(s.spec.least) for s in sublayers}
 
 
 def every_other(sublayers: Sequence[Sublayer]) -> dict[str, Tensor]:
     """As little as there may be of every second layer, all of the others: emptied branches may hand something on."""
-    return {s.name: torch.arange(s.spec.least if s.layer % 2 else s.units) for s in sublayers}
+    return {s.name: s.parts.first(s.spec.least if s.layer % 2 else s.units) for s in sublayers}
 
 
 @torch.no_grad()
