@@ -23,7 +23,7 @@ from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned
 from faster_pruner.model.lockstep import Lockstep, lockstep
 from faster_pruner.model.passes import inference, tensors_in
-from faster_pruner.model.reading import find_reading
+from faster_pruner.model.reading import find_reading, reading_of
 from faster_pruner.model.spec import bias_of
 from faster_pruner.objectives.evaluation import predict
 from faster_pruner.options import (
@@ -134,7 +134,7 @@ def in_order(name: str, *, pruned: bool) -> Case:
     case = case.shrunk(uneven(case.sublayers)) if pruned else case
     inputs = inputs_of(name)
     reading = find_reading(
-        case.model, case.sublayers, batch_of(inputs), lambda returned, batch: tensors_in(returned)[0]
+        case.model, case.sublayers, batch_of(inputs), reading_of(lambda returned, batch: tensors_in(returned)[0])
     )
     by_name = {s.name: s for s in case.sublayers}
     return replace(case, sublayers=[by_name[name] for name in reading.order])

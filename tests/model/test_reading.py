@@ -15,7 +15,7 @@ from cases import batch_of, inputs_of
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.gradients import Observation, gradients
-from faster_pruner.model.reading import Reading, Rule, find_reading, real_tokens
+from faster_pruner.model.reading import Reading, Rule, find_reading, reading_of, real_tokens
 from faster_pruner.model.spec import Sublayer, resolve
 from made_up import MADE_UP
 from made_up_modules import GroupedLayer, OneStack
@@ -78,7 +78,7 @@ def tokens_by_rule(reading: Reading, sublayers: list[Sublayer], batch: Batch) ->
 @pytest.mark.parametrize("name", [n for n in cases.ONCE if n in MADE_UP])
 def test_rules_say_what_gradients_say(name: str, readout: str) -> None:
     case, (values, rule) = cases.make(name), READOUTS[readout]
-    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of(name, rows=5)), values)
+    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of(name, rows=5)), reading_of(values))
     deepest = "text" if name == "towers" else case.sublayers[-1].stack.name
     assert reading.rules[[s.name for s in case.sublayers if s.stack.name == deepest][-1]] is rule
     for seed in (1, 2):
@@ -96,7 +96,7 @@ def test_rules_say_what_gradients_say(name: str, readout: str) -> None:
 def test_a_classifier_reads_the_first_position_of_its_last_layer(family: str, attention: str) -> None:
     case = cases.make(family)
     case.model.set_attn_implementation(attention)
-    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of(family)), logits)
+    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of(family)), reading_of(logits))
     assert [reading.rules[s.name] for s in case.sublayers] == [Rule.EVERY] * 2 + [Rule.FIRST] * 2
     assert reading.order == [s.name for s in case.sublayers]
     assert reading.of(case.sublayers, batch_of(inputs_of(family))) is None
@@ -104,7 +104,7 @@ def test_a_classifier_reads_the_first_position_of_its_last_layer(family: str, at
 
 def test_order_and_positions_are_those_of_the_run() -> None:
     case = cases.make("towers")
-    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of("towers")), logits)
+    reading = find_reading(case.model, case.sublayers, batch_of(inputs_of("towers")), reading_of(logits))
     assert [s.stack.name for s in case.sublayers] == ["text"] * 4 + ["image"] * 2
     assert reading.order == [s.name for s in [*case.sublayers[4:], *case.sublayers[:4]]]
     assert reading.tokens == {"image": 4}
@@ -120,15 +120,15 @@ def test_saturated_predictions_change_no_rule(family: str) -> None:
 
     gradients_seen = read_by_values(case.model, case.sublayers, batch, sure)
     assert not any(bool(read.any()) for read in gradients_seen.values())
-    expected = find_reading(case.model, case.sublayers, batch, logits).rules
-    assert find_reading(case.model, case.sublayers, batch, sure).rules == expected
+    expected = find_reading(case.model, case.sublayers, batch, reading_of(logits)).rules
+    assert find_reading(case.model, case.sublayers, batch, reading_of(sure)).rules == expected
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
 def test_attention_that_looks_at_one_token_only_changes_no_rule(name: str) -> None:
     case = cases.make(name)
     batch, values = batch_of(inputs_of(name)), last_token if name in MADE_UP else logits
-    expected = find_reading(case.model, case.sublayers, batch, values).rules
+    expected = find_reading(case.model, case.sublayers, batch, reading_of(values)).rules
     seen = read_by_values(case.model, case.sublayers, batch, values)
     with torch.no_grad():
         for s in case.sublayers:
@@ -137,16 +137,16 @@ def test_attention_that_looks_at_one_token_only_changes_no_rule(name: str) -> No
                     parameter *= 1e4
     narrow = read_by_values(case.model, case.sublayers, batch, values)
     assert any(not torch.equal(read, seen[key]) for key, read in narrow.items())
-    assert find_reading(case.model, case.sublayers, batch, values).rules == expected
+    assert find_reading(case.model, case.sublayers, batch, reading_of(values)).rules == expected
 
 
 def test_a_rectifier_that_lets_nothing_through_changes_no_rule() -> None:
     case = cases.make("distilbert")
     batch = batch_of(inputs_of("distilbert"))
-    expected = find_reading(case.model, case.sublayers, batch, logits).rules
+    expected = find_reading(case.model, case.sublayers, batch, reading_of(logits)).rules
     with torch.no_grad():
         case.model.pre_classifier.bias.fill_(-1e4)
-    assert find_reading(case.model, case.sublayers, batch, logits).rules == expected
+    assert find_reading(case.model, case.sublayers, batch, reading_of(logits)).rules == expected
 
 
 def test_what_the_objective_never_reaches() -> None:
@@ -154,7 +154,7 @@ def test_what_the_objective_never_reaches() -> None:
     batch = batch_of({**inputs_of("bert")})
 
     def rules(values: Values) -> list[Rule]:
-        found = find_reading(case.model, case.sublayers, batch, values).rules
+        found = find_reading(case.model, case.sublayers, batch, reading_of(values)).rules
         return [found[s.name] for s in case.sublayers]
 
     case.model.config.output_hidden_states = True
@@ -185,7 +185,7 @@ class Repeating(OneStack):
 def test_a_sublayer_that_never_runs_is_said_so() -> None:
     model = cases.randomise(Stopping(layer=GroupedLayer))
     sublayers = resolve(model, MADE_UP["grouped"].family)
-    reading = find_reading(model, sublayers, batch_of(inputs_of("grouped")), logits)
+    reading = find_reading(model, sublayers, batch_of(inputs_of("grouped")), reading_of(logits))
     assert reading.order == ["layers.0.attention", "layers.0.ffn"]
     assert [reading.rules[s.name] for s in sublayers] == [Rule.FIRST] * 2 + [Rule.NEVER_RUNS] * 2
 
@@ -196,11 +196,11 @@ def test_a_sublayer_that_runs_twice_is_refused() -> None:
     with pytest.raises(
         UnsupportedModelError, match=r"layers\.0\.attention runs more often in one forward than the 1 times"
     ):
-        find_reading(model, sublayers, batch_of(inputs_of("grouped")), logits)
+        find_reading(model, sublayers, batch_of(inputs_of("grouped")), reading_of(logits))
 
 
 def test_rows_padded_on_the_left() -> None:
     case = cases.make("grouped")
     inputs = {key: value.flip(1) for key, value in inputs_of("grouped").items()}
-    rules = find_reading(case.model, case.sublayers, batch_of(inputs), last_token).rules
+    rules = find_reading(case.model, case.sublayers, batch_of(inputs), reading_of(last_token)).rules
     assert [rules[s.name] for s in case.sublayers] == [Rule.EVERY] * 2 + [Rule.LAST] * 2

@@ -29,6 +29,7 @@ from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistic
 from faster_pruner.model.passes import PassSetting, device_of
 from faster_pruner.model.precision import choose_precision
 from faster_pruner.model.reading import Reading, Rule
+from faster_pruner.objectives.parts import predictions_of
 from faster_pruner.options import CalibrationOptions, Method
 
 FORMAT = 3
@@ -266,7 +267,7 @@ def _reading(index: dict[str, Any], subject: Subject) -> Reading:
     rules = {str(name): Rule[rule] for name, rule in index["rules"].items()}
     tokens = {str(stack): int(count) for stack, count in index["tokens"].items()}
     order = [str(name) for name in index["ran"]]
-    return Reading(rules, order, tokens, subject.model, subject.objective.values)
+    return Reading(rules, order, tokens, subject.model, predictions_of(subject.objective))
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -28,11 +28,11 @@ from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.network import Network
-from faster_pruner.model.passes import called
-from faster_pruner.model.precision import choose_precision, forward_in
+from faster_pruner.model.precision import choose_precision
 from faster_pruner.model.reading import Reading, real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents, Objective
+from faster_pruner.objectives.parts import predicted
 from faster_pruner.options import Fisher, Method
 from faster_pruner.progress import Progress, Silent, counted
 
@@ -233,11 +233,10 @@ def take_statistics(
         with gradients(model, sublayers, collector.observe, start=start):
             for batch, of_batch in run:
                 collector.begin(batch, of_batch)
-                with forward_in(data.setting.precision, batch.rows.device):
-                    predictions = objective.readout(called(model, batch.inputs), batch)
-                _check_finite(predictions.values)
-                if predictions.values.requires_grad:
-                    predictions.values.backward(probe.cotangents.of(predictions).to(predictions.values.dtype))
+                for predictions in predicted(model, objective, batch, precision=data.setting.precision):
+                    _check_finite(predictions.values)
+                    if predictions.values.requires_grad:
+                        predictions.values.backward(probe.cotangents.of(predictions).to(predictions.values.dtype))
     collector.finish()
     return Statistics(sublayers=collector.statistics, rows=collector.rows)
 

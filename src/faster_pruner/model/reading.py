@@ -9,7 +9,7 @@ rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -29,6 +29,8 @@ _ROWS = 4
 
 # From what the model returns and the batch to what the backward starts from.
 Values = Callable[[Any, Batch], Tensor]
+# The same from the model itself; in parts, each of which is differentiated before the next one is made.
+Predict = Callable[[nn.Module, Batch], Iterable[Tensor]]
 
 
 class Rule(StrEnum):
@@ -53,14 +55,14 @@ class Reading:
         order: names of the sublayers in the order in which the model runs them.
         tokens: by stack, positions of a row whose tokens are not told apart by a mask (an image's patches).
         model: for the sublayers without a simple rule.
-        values: see `Values`.
+        predict: see `Predict`.
     """
 
     rules: dict[str, Rule]
     order: list[str]
     tokens: dict[str, int]
     model: nn.Module = field(repr=False)
-    values: Values = field(repr=False)
+    predict: Predict = field(repr=False)
 
     def partial(self, sublayer: Sublayer) -> bool:
         """Whether only few of a row's tokens are read."""
@@ -70,7 +72,7 @@ class Reading:
         """What was found of one batch where no rule says it: [B, S] bool by sublayer; None when rules say it all."""
         if not any(self.rules[sublayer.name] is Rule.OTHER for sublayer in sublayers):
             return None
-        return _read(self.model, sublayers, batch, self.values).read
+        return _read(self.model, sublayers, batch, self.predict).read
 
     def tokens_read(self, sublayer: Sublayer, real: Tensor, batch: Batch, found: Mapping[str, Tensor] | None) -> Tensor:
         """[B, S] bool: the tokens of a batch that are read, out of the real ones; `found` is what `of` says of it."""
@@ -101,21 +103,26 @@ def real_tokens(sublayer: Sublayer, batch: Batch, x: Tensor) -> Tensor:
     return mask.bool()
 
 
-def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values: Values) -> Reading:
+def reading_of(values: Values) -> Predict:
+    """Predictions that are all read from what the model returns."""
+    return lambda model, batch: [values(called(model, batch.inputs), batch)]
+
+
+def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict: Predict) -> Reading:
     """Find what the objective reads, on a few rows of one batch.
 
     Args:
         model: in float32.
         sublayers: in any order.
         batch: with rows of different lengths, if there are such.
-        values: what the backward starts from.
+        predict: what the backward starts from.
 
     Raises:
         DataError: the model cannot be run on the batch.
         UnsupportedModelError: a sublayer runs more often in a forward than its stack says.
     """
     few = _varied_rows(batch)
-    seen = _read(model, sublayers, few, values)
+    seen = _read(model, sublayers, few, predict)
     rules = dict.fromkeys((s.name for s in sublayers), Rule.NEVER_RUNS)
     rules |= {name: _rule(read, seen.real[name], few) for name, read in seen.read.items()}
     unmasked = {
@@ -123,7 +130,7 @@ def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, 
         for s in sublayers
         if s.name in seen.real and not _is_masked(s, batch, seen)
     }
-    return Reading(rules, list(seen.real), unmasked, model, values)
+    return Reading(rules, list(seen.real), unmasked, model, predict)
 
 
 def _is_masked(sublayer: Sublayer, batch: Batch, seen: _Seen) -> bool:
@@ -138,7 +145,7 @@ def _varied_rows(batch: Batch) -> Batch:
     return batch.chosen(torch.linspace(0, count - 1, min(_ROWS, count)).round().long().to(batch.rows.device))
 
 
-def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values: Values) -> _Seen:
+def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict: Predict) -> _Seen:
     """Run one batch and see where NaN gets."""
     seen = _Seen({}, {})
 
@@ -159,16 +166,19 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, values:
             seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
     with gradients(model, sublayers, report, arrived=arrived):
-        returned = called(model, batch.inputs)
         try:
-            start = values(returned, batch)
+            parts = iter(predict(model, batch))
+            start = next(parts, None)
+            while start is not None:
+                with _OpenRectifiers():
+                    if start.requires_grad:
+                        start.backward(torch.full_like(start, torch.nan))
+                    # the end of several parts is a backward, too
+                    start = next(parts, None)
         except (AttributeError, LookupError, TypeError) as error:
             raise UnsupportedModelError(
                 f"the objective cannot read what a {type(model).__name__} returns ({error}); give one that can"
             ) from error
-        if start.requires_grad:
-            with _OpenRectifiers():
-                start.backward(torch.full_like(start, torch.nan))
     return seen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from faster_pruner.data.batches import Batch, EncodedRows, pack
 from faster_pruner.errors import DataError
-from faster_pruner.model.passes import called, device_of, inference
-from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted
+from faster_pruner.model.passes import device_of, inference
+from faster_pruner.objectives.objective import ByRow, Objective, OfRows, Predicted, Predictions
+from faster_pruner.objectives.parts import predicted
 from faster_pruner.progress import Progress, Silent, counted
 from faster_pruner.results import Confidence, Evaluation
 
@@ -32,7 +33,7 @@ def predict(
 ) -> Predicted:
     """Predictions of a model, as in `gather`; of each batch only what the objective keeps stays in memory."""
     with inference(model):
-        return gather(lambda inputs: called(model, inputs), objective, batches, context=context, progress=progress)
+        return _collected(lambda batch: predicted(model, objective, batch), objective, batches, context, progress)
 
 
 def gather(
@@ -55,16 +56,29 @@ def gather(
     Raises:
         DataError: there are no rows.
     """
+    return _collected(
+        lambda batch: [objective.readout(call(batch.inputs), batch)], objective, batches, context, progress
+    )
+
+
+def _collected(
+    predict: Callable[[Batch], Iterable[Predictions]],
+    objective: Objective,
+    batches: Sequence[Batch],
+    context: object,
+    progress: Progress | None,
+) -> Predicted:
+    """What the objective keeps of the predictions of all batches, which come in parts. Raises DataError."""
     values: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     for batch in counted(batches, progress or Silent()):
-        predictions = objective.readout(call(batch.inputs), batch)
-        # a copy: a part that is kept as a view would hold on to the whole
-        values.append(objective.keep(predictions).detach().to("cpu", torch.float32, copy=True))
-        rows.append(predictions.rows.cpu())
-        if predictions.labels is not None:
-            labels.append(predictions.labels.cpu())
+        for predictions in predict(batch):
+            # a copy: a part that is kept as a view would hold on to the whole
+            values.append(objective.keep(predictions).detach().to("cpu", torch.float32, copy=True))
+            rows.append(predictions.rows.cpu())
+            if predictions.labels is not None:
+                labels.append(predictions.labels.cpu())
     if not values:
         raise DataError("there are no rows to predict")
     order = torch.cat(rows).argsort(stable=True)

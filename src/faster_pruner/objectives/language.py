@@ -3,7 +3,7 @@
 Texts are joined and cut into blocks of one length, as transformers' language modelling example does; perplexity is over
 the tokens of these blocks, each with only its own block before it.
 
-Predictions are [P, V] over the whole vocabulary: P times V numbers stand in memory for every batch.
+Predictions are [P, V] over the whole vocabulary; where that is much, they are made and used some tokens at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
 from faster_pruner.objectives.encoding import as_rows, check_texts, encoded_texts, require_columns
 from faster_pruner.objectives.likelihoods import Categorical
-from faster_pruner.objectives.objective import Objective, Predictions
+from faster_pruner.objectives.objective import Chosen, Objective, Predictions, TokenReadout
 
 TASK = "language-modeling"
 AUTO_CLASS = "AutoModelForCausalLM"
@@ -40,13 +40,24 @@ def per_token(returned: Any, batch: Batch) -> Predictions:
     Labels of the batch itself, one per token as transformers' collators make them, say by `NO_LABEL` which tokens are
     not to be predicted (a prompt).
     """
-    logits, ids = returned.logits, batch.inputs["input_ids"]
+    chosen = chosen_tokens(batch)
+    return Predictions(returned.logits[chosen.at], chosen.rows, chosen.labels)
+
+
+def chosen_tokens(batch: Batch) -> Chosen:
+    """The tokens of a batch that `per_token` reads."""
+    ids = batch.inputs["input_ids"]
     real = torch.ones_like(ids, dtype=torch.bool) if batch.mask is None else batch.mask
-    chosen = real[:, :-1] & real[:, 1:]
+    followed = real[:, :-1] & real[:, 1:]
     if batch.labels is not None and batch.labels.shape == ids.shape:
-        chosen = chosen & (batch.labels[:, 1:] != NO_LABEL)
-    rows = batch.rows[:, None].expand(chosen.shape)[chosen]
-    return Predictions(logits[:, :-1][chosen], rows, ids[:, 1:][chosen])
+        followed = followed & (batch.labels[:, 1:] != NO_LABEL)
+    at = torch.cat([followed, torch.zeros_like(real[:, :1])], dim=1)
+    return Chosen(at, batch.rows[:, None].expand(at.shape)[at], ids[:, 1:][followed])
+
+
+def _logits(returned: Any) -> Tensor:
+    """[B, T, V]."""
+    return returned.logits
 
 
 def losses_of(predictions: Predictions) -> Tensor:
@@ -72,6 +83,7 @@ def objective_for(config: Any) -> Objective:
     return Objective(
         name="language modelling",
         readout=per_token,
+        tokens=TokenReadout(chosen_tokens, _logits),
         likelihood=Categorical(),
         metrics={"perplexity": _perplexity, "loss": _loss},
         keep=losses_of,

@@ -10,6 +10,7 @@ Nothing outside this folder knows what a model returns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,9 @@ from torch import Tensor
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import OptionError
 from faster_pruner.objectives.likelihoods import Likelihood
+
+# Between the seeds of the parts of a row's predictions.
+_APART = 2_000_003_003
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,34 @@ class Predictions:
     values: Tensor
     rows: Tensor
     labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tokens of a batch that have a prediction each.
+
+    Attributes:
+        at: [B, S] bool, P of them.
+        rows: [P], the row of each (`Batch.rows`), in the order of `at`.
+        labels: [P].
+    """
+
+    at: Tensor
+    rows: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class TokenReadout:
+    """A readout of which some tokens can be read at a time, of the states that the model's base leaves.
+
+    Attributes:
+        chosen: the tokens of a batch.
+        values: [B, T, C] of what the model returns for T tokens.
+    """
+
+    chosen: Callable[[Batch], Chosen]
+    values: Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,7 @@ class Objective:
         name: how reports call it.
         readout: from what the model returns and the batch to predictions.
         likelihood: what a prediction means.
+        tokens: the same readout token by token, where predictions are so large that they are taken in parts.
         metrics: by name. Percent for shares and correlations, natural units for losses.
         reported: names of the metrics that are reported, the first one judges; empty for all of them.
         keep: what is kept of predictions until the metrics are computed, [P, k]; by default all of them.
@@ -116,6 +149,7 @@ class Objective:
     name: str
     readout: Callable[[Any, Batch], Predictions]
     likelihood: Likelihood
+    tokens: TokenReadout | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
     reported: tuple[str, ...] = ()
     keep: Callable[[Predictions], Tensor] = _values_alone
@@ -165,13 +199,15 @@ class Cotangents:
         labelled: the gradient of the loss of the given labels (empirical Fisher); otherwise a random direction whose
             covariance is the Fisher information of the model's own prediction (true Fisher).
         rows: number of rows.
-        seed: of the random directions, which belong to rows, however these are packed.
+        seed: of the random directions, which belong to rows, however these are packed. The parts of a row's predictions
+            come one after the other, once.
     """
 
     def __init__(self, likelihood: Likelihood, *, labelled: bool, rows: int, seed: int) -> None:
         self._likelihood, self._labelled, self._rows, self._seed = likelihood, labelled, rows, seed
         self._generator = torch.Generator().manual_seed(seed)
         self._signs: Tensor | None = None
+        self._drawn = Counter[int]()
 
     def of(self, predictions: Predictions) -> Tensor:
         """[P, C]. Raises OptionError when labels are needed and there are none."""
@@ -193,9 +229,14 @@ class Cotangents:
             self._signs = torch.cat([self._signs, _random_signs((missing, self._rows), self._generator).T], dim=1)
         signs = self._signs[rows, :width]
         found, counts = rows.unique(return_counts=True)
-        for row, count in zip(found[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-            generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003 + row)
+        for row, count in zip(found.tolist(), counts.tolist(), strict=True):
+            if count == 1 and not self._drawn[row]:
+                continue
+            # parts of a row's predictions have directions of their own
+            before = self._drawn[row] * _APART
+            generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003 + row + before)
             signs[rows == row] = _random_signs((width, count), generator).T
+            self._drawn[row] += count
         return signs
 
 
