@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import stock_models as stock
 from faster_pruner import load
+from faster_pruner.checkpoint.remote import MODULE
 from faster_pruner.options import AttentionUnit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -73,6 +75,45 @@ def test_greedy_tokens_are_those_of_the_masked_model(name: str, unit: AttentionU
     # padding on the left is not looked at
     alone = generated(reopened, ids[1:, 2:], mask[1:, 2:])
     assert torch.equal(alone[0], expected[1, 2:])
+
+
+# Ways of decoding beside the greedy one.
+WAYS: dict[str, dict[str, Any]] = {
+    "sampling": {"do_sample": True, "temperature": 1.5, "top_k": 20},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampled beams": {"do_sample": True, "num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("size", ["some", "least"])
+@pytest.mark.parametrize(("name", "unit"), [("llama", "group"), ("llama", "head"), ("gpt2", "group")])
+def test_in_memory_reopened_and_by_remote_code_generate_alike(
+    name: str, unit: AttentionUnit, size: str, tmp_path: Path
+) -> None:
+    model, described = stock.dense(name, unit)
+    sublayers = described.sublayers
+    keep = (stock.some if size == "some" else stock.least)(sublayers)
+    smaller, left = stock.cut(model, sublayers, keep)
+    place = stock.save(smaller, left, tmp_path / "saved")
+    # as transformers opens it where faster-pruner is not installed
+    code: Any = get_class_from_dynamic_module(f"{MODULE}.{type(model).__name__}", place)
+    reopened, remote = load(place), code.from_pretrained(place).eval()
+    assert type(remote).__module__.startswith("transformers_modules")
+    ids, mask = prompts()
+    for way, options in WAYS.items():
+        found: list[Tensor] = []
+        for own in (smaller, reopened, remote):
+            torch.manual_seed(0)
+            fixed = {"max_new_tokens": _STEPS, "eos_token_id": None, "pad_token_id": 0}
+            found.append(own.generate(ids, attention_mask=mask, **fixed, **options))
+        assert torch.equal(found[0], found[1]), way
+        assert torch.equal(found[0], found[2]), way
+    # a draft that is proposed by one model and accepted by the other changes no token of the greedy ones
+    row, alone = ids[:1], mask[:1]
+    expected = one_by_one(smaller, row, alone)
+    for own, draft in ((smaller, model), (reopened, model), (model, reopened), (remote, smaller)):
+        asked = expected if own is not model else one_by_one(model, row, alone)
+        assert torch.equal(generated(own, row, alone, assistant_model=draft), asked)
 
 
 def test_a_model_with_an_encoder_generates_too(tmp_path: Path) -> None:
