@@ -30,6 +30,7 @@ from faster_pruner.cli.groups import (
     run_on,
 )
 from faster_pruner.cli.printing import printed
+from faster_pruner.errors import OptionError
 from faster_pruner.host.folders import Output
 from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.runtimes import FORMATS, RUNTIMES
@@ -240,13 +241,30 @@ def inspect(
 
 
 def evaluate(
-    model: Model, data: DataOptions, running: RunOptions, eval_rows: EvalRows = None, max_length: MaxLength = 128
+    model: Model,
+    data: DataOptions,
+    running: RunOptions,
+    eval_rows: EvalRows = None,
+    max_length: MaxLength = 128,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", help="Tasks of lm-eval, with commas between them, in place of rows.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a dense or pruned MODEL on a task's validation rows."""
     from faster_pruner.api.evaluate import evaluate as run_evaluate
+    from faster_pruner.api.harness import evaluate_tasks
     from faster_pruner.report import print_evaluations
 
-    found = run_evaluate(model, data.value(judged=eval_rows), max_length=max_length, run=running.value())
+    if tasks is None:
+        found = run_evaluate(model, data.value(judged=eval_rows), max_length=max_length, run=running.value())
+    else:
+        if data != DataOptions():
+            raise OptionError("--tasks brings rows of its own; leave out what says where others are")
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        found = evaluate_tasks(model, names, rows=eval_rows, run=running.value())
     with printed(lambda: {split: asdict(each) for split, each in found.items()}) as console:
         print_evaluations(found.values(), console)
 
