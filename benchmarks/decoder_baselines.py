@@ -22,9 +22,11 @@ same ranking, where they fit, so that all methods spend alike.
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -40,8 +42,7 @@ from faster_pruner.model.precision import forward_in
 from faster_pruner.model.spec import Sublayer, bias_of, matrix_of
 from faster_pruner.selection.search import Candidates, Selection, search_masks
 
-# The share that all sublayers lose is found to this many halvings.
-_BISECTIONS = 40
+# How far, relatively, sums of costs may be off by rounding.
 _SLACK = 1e-9
 
 # The most MACs that may be left -> a smaller copy.
@@ -127,17 +128,17 @@ def magnitudes(model: nn.Module, s: Sublayer) -> Tensor:
 def same_share(sublayers: Sequence[Sublayer], cost: Macs, most: float) -> dict[str, int]:
     """Units that each sublayer keeps where all lose the same share, rounded down: the least share that meets `most`."""
 
-    def left(share: float) -> dict[str, int]:
-        return {s.name: s.units - int(share * s.units + _SLACK) for s in sublayers}
+    def left(share: Fraction) -> dict[str, int]:
+        return {s.name: s.units - int(share * s.units) for s in sublayers}
 
-    def spent(share: float) -> float:
-        return total(cost, [s.resized(replace(s.parts, units=left(share)[s.name])) for s in sublayers])
+    def fits(share: Fraction) -> bool:
+        units = left(share)
+        spent = total(cost, [s.resized(replace(s.parts, units=units[s.name])) for s in sublayers])
+        return spent <= most * (1 + _SLACK)
 
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= most * (1 + _SLACK) else (middle, high)
-    return left(high)
+    # shares at which some sublayer loses one unit more
+    steps = sorted({Fraction(k, n) for n in {s.units for s in sublayers} for k in range(n + 1)})
+    return left(steps[bisect_left(steps, True, key=fits)])
 
 
 def best(scores: Tensor, keep: int) -> Tensor:
