@@ -43,7 +43,7 @@ from faster_pruner.model.spec import Sublayer, bias_of, matrix_of
 from faster_pruner.selection.search import Candidates, Selection, search_masks
 
 # How far, relatively, sums of costs may be off by rounding.
-_SLACK = 1e-9
+SLACK = 1e-9
 
 # The most MACs that may be left -> a smaller copy.
 Cutter = Callable[[float], Network]
@@ -134,7 +134,7 @@ def same_share(sublayers: Sequence[Sublayer], cost: Macs, most: float) -> dict[s
     def fits(share: Fraction) -> bool:
         units = left(share)
         spent = total(cost, [s.resized(replace(s.parts, units=units[s.name])) for s in sublayers])
-        return spent <= most * (1 + _SLACK)
+        return spent <= most * (1 + SLACK)
 
     # shares at which some sublayer loses one unit more
     steps = sorted({Fraction(k, n) for n in {s.units for s in sublayers} for k in range(n + 1)})
@@ -152,7 +152,7 @@ def ranked(scores: Mapping[str, Tensor], sublayers: Sequence[Sublayer], cost: Ma
     entries = [(float(x), s.name, unit) for s in sublayers for unit, x in enumerate(scores[s.name].tolist())]
     entries.sort(key=lambda entry: -entry[0])
     keep: dict[str, list[int]] = {s.name: [] for s in sublayers}
-    left = most * (1 + _SLACK)
+    left = most * (1 + SLACK)
     for _, name, unit in entries:
         if price[name] <= left:
             keep[name].append(unit)

@@ -4,7 +4,8 @@ Nothing is retrained. Of every model: perplexity in blocks, the rise of its loga
 of MACs (FlopCounterMode over the layers) and of parameters beside the embeddings, what pruning took in time and memory.
 Methods: this package's default with every allocation; the same without the curvature of the loss (G = I); an
 OSSCAR-like one (Meng et al. 2024, arXiv 2403.12983: layer-wise reconstruction; here our elimination and least squares
-with G = I, one size for all layers, nothing aligned); those of `decoder_baselines.py`.
+with G = I, one size for all layers, nothing aligned); those of `decoder_baselines.py`; torch-pruning, where it is
+installed (`decoder_torch_pruning.py`).
 
 Text comes as rows (`--data`: train and validation, texts are encoded one by one) or as whole files (`--text`: lines are
 joined by empty ones and encoded together, as the literature does it with WikiText-2; without `--eval-text` the last
@@ -23,6 +24,7 @@ python benchmarks/decoders.py --show           write the table of docs/decoders.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import re
@@ -40,6 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import SHARED, read_result, summary, write_result, write_table
 from decoder_baselines import BASELINES
+from decoder_torch_pruning import loss_gradients
+from decoder_torch_pruning import pruned as pruned_by_torch_pruning
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import describe, encoded, objective_for
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
@@ -79,7 +83,8 @@ OURS: dict[str, tuple[Method, AllocationName]] = {
     "ours, G = I": (FLAT, "free"),
     "OSSCAR-like": (OSSCAR, "uniform"),
 }
-METHODS = (*OURS, *BASELINES)
+MAGNITUDE, TAYLOR = "torch-pruning, magnitude", "torch-pruning, Taylor"
+METHODS = (*OURS, *BASELINES, MAGNITUDE, TAYLOR)
 # Methods that share a calibration, and so a process; each of the others has its own.
 SHARING = tuple(name for name, (method, _) in OURS.items() if method.align is not None)
 
@@ -261,6 +266,9 @@ def others(bench: Bench, seed: int) -> Callable[[str], Cutter]:
     whole = total(Macs(lengths), dense.sublayers)
 
     def prepared(name: str) -> Cutter:
+        if name in (MAGNITUDE, TAYLOR):
+            gradients = loss_gradients(dense, data) if name == TAYLOR else None
+            return lambda share: pruned_by_torch_pruning(dense, data, share * whole, gradients)
         prune = BASELINES[name](dense, data)
         return lambda share: prune(share * whole).model
 
@@ -359,6 +367,12 @@ def cell(runs: list[dict[str, Any]]) -> str:
     return f"{mean['perplexity']:.2f} ± {spread['perplexity']:.2f} (+{mean['rise']:.3f})".replace("+-", "-")
 
 
+def _installed() -> list[str]:
+    """All methods whose packages are there."""
+    there = importlib.util.find_spec("torch_pruning") is not None
+    return [name for name in METHODS if there or name not in (MAGNITUDE, TAYLOR)]
+
+
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -371,7 +385,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=96, help="to evaluate on; 0 for all")
     parser.add_argument("--budgets", default="0.9,0.8,0.75,0.7,0.5")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
+    parser.add_argument("--methods", default=";".join(_installed()), help="separated by semicolons")
     parser.add_argument("--device")
     parser.add_argument("--precision", default="auto", help="of forwards and backwards: auto, float32, bfloat16")
     parser.add_argument("--name", default="decoders", help="of the JSON in results/")

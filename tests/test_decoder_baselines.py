@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
+import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import EncodedRows, pack
@@ -24,25 +29,38 @@ _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LENGTH, GROUPS, QUERIES, HEAD = 9, 4, 2, 8
 
 
-@pytest.fixture(scope="module")
-def baselines() -> ModuleType:
-    """The benchmark's module, by its path."""
-    spec = importlib.util.spec_from_file_location("decoder_baselines", _BENCHMARKS / "decoder_baselines.py")
+def load(name: str) -> ModuleType:
+    """A module of the benchmarks, by its path."""
+    spec = importlib.util.spec_from_file_location(name, _BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # dataclasses look for the module that they are in
+        patch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
-def dense() -> Network:
-    """A Llama with two queries to a key, whose inputs of projections are far from mean zero."""
+def baselines() -> ModuleType:
+    """The other methods."""
+    return load("decoder_baselines")
+
+
+@pytest.fixture
+def beside(baselines: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules of the benchmarks find each other."""
+    monkeypatch.setitem(sys.modules, "decoder_baselines", baselines)
+    for name in ("common", "decoder_torch_pruning"):
+        monkeypatch.setitem(sys.modules, name, load(name))
+
+
+def make_llama(queries: int) -> Network:
+    """A Llama with so many queries to a key, and its sublayers."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
-    config = LlamaConfig(
-        vocab_size=64, num_attention_heads=GROUPS * QUERIES, num_key_value_heads=GROUPS, head_dim=HEAD, **sizes
-    )
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": HEAD}
+    config = LlamaConfig(vocab_size=64, num_attention_heads=GROUPS * queries, num_key_value_heads=GROUPS, **sizes)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,6 +68,12 @@ def dense() -> Network:
                 parameter.normal_(0.0, 0.2)
     described = describe(model, {"input_ids": torch.randint(0, 64, (3, LENGTH))})
     return Network(model, described.sublayers)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Network:
+    """A model that no test changes."""
+    return make_llama(QUERIES)
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +287,95 @@ def test_the_same_share_is_the_least_that_fits(baselines: ModuleType, dense: Net
             if sum(float(cost.of(s, torch.tensor([left[s.name]]))[0]) for s in dense.sublayers) <= most * (1 + 1e-9):
                 fitting.append(left)
         assert baselines.same_share(dense.sublayers, cost, most) == fitting[0]
+
+
+@pytest.mark.parametrize(("queries", "lost", "taylor"), [(4, 2, False), (4, 2, True), (2, 0, False)])
+def test_torch_pruning_removes_query_heads_of_every_group_and_neurons(
+    data: CalibrationSet, beside: None, queries: int, lost: int, taylor: bool
+) -> None:
+    pytest.importorskip("torch_pruning")
+    other = load("decoder_torch_pruning")
+    dense = make_llama(queries)
+    gradients = other.loss_gradients(dense, data) if taylor else None
+    share = 0.6 if lost else 0.9
+    pruned = other.pruned(dense, data, share * dense_macs(dense, data), gradients)
+    replaced: dict[str, tuple[Tensor, Tensor]] = {}
+    for s in dense.sublayers:
+        before, after = s.weight(dense.model), s.projection(pruned).weight
+        left = torch.tensor([bool((column == after.T).all(dim=1).any()) for column in before.T])  # type: ignore[union-attr]
+        assert int(left.sum()) == after.shape[1]
+        replaced[s.name] = ~left, torch.zeros(s.columns)
+        if s.spec.kind == "attention":
+            in_group = left.view(GROUPS, queries, HEAD)
+            assert (in_group.all(dim=2) == in_group.any(dim=2)).all()
+            assert (in_group.any(dim=2).sum(dim=1) == queries - lost).all()
+        else:
+            assert after.shape[1] < s.columns
+    handles = hooks(dense.model, dense, replaced)
+    try:
+        wanted = logits(dense.model, data)
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(logits(pruned, data), wanted, rtol=1e-4, atol=1e-4)
+    assert all(parameter.grad is None for parameter in dense.model.parameters())
+
+
+@pytest.fixture
+def bench(beside: None, tmp_path: Path, dense: Network) -> tuple[ModuleType, Any]:
+    """The script, and what it opens: a checkpoint of the tiny model with texts of its own."""
+    place = tmp_path / "llama"
+    dense.model.save_pretrained(place)  # type: ignore[operator]
+    save_tokenizer(place)
+    words = torch.randint(0, 60, (2000,), generator=torch.Generator().manual_seed(2)).tolist()
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(f"w{i}" for i in words[k : k + 20]) for k in range(0, 2000, 20)))
+    script = load("decoders")
+    given = {"model": str(place), "data": None, "text": str(text), "eval_text": None, "device": "cpu", "blocks": 5}
+    usual = {"seq": LENGTH, "tokens": 40 * LENGTH, "precision": "float32", "budgets": "0.8,0.5"}
+    return script, script.open_bench(Namespace(**given, **usual))
+
+
+def save_tokenizer(place: Path) -> None:
+    """One token a word."""
+    core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)} | {"[UNK]": 60, "[PAD]": 61}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]").save_pretrained(place)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_script_measures_what_it_says(bench: tuple[ModuleType, Any], dense: Network) -> None:
+    script, own = bench
+    assert len(own.judges) == 5
+    assert {len(row["input_ids"]) for row in (*own.train.tokens, *own.judges.tokens)} == {LENGTH}
+    # nothing that is judged on is calibrated on, and every seed draws its own
+    assert len(own.train) == 200
+    assert len(own.blocks(0)) == 40
+    assert own.blocks(0).tokens == own.blocks(0).tokens != own.blocks(1).tokens
+    ids = torch.tensor([row["input_ids"] for row in own.judges.tokens])
+    with torch.no_grad():
+        wanted = float(dense.model(input_ids=ids, labels=ids).loss)
+    runs = [found for name in ("ours", "FLAP") for found in script.runs_of(own, [name], 0)]
+    assert [(found["method"], found["macs"]) for found in runs] == [
+        (name, share) for name in ("ours", "FLAP") for share in (0.8, 0.5)
+    ]
+    for found in runs:
+        assert json.loads(json.dumps(found)) == found
+        assert math.log(found["dense"]) == pytest.approx(wanted, rel=1e-5)
+        assert math.log(found["perplexity"]) - math.log(found["dense"]) == pytest.approx(found["rise"], abs=1e-6)
+        assert 0 < found["parameters_kept"] < 1
+        assert found["macs"] - 0.1 < found["macs_kept"] <= found["macs"] + 1e-6
+        assert found["seconds"] > 0
+    lines = script.table({"runs": runs})
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["dense", "ours", "FLAP"]
+
+
+def test_macs_that_are_counted_are_those_of_the_budget(bench: tuple[ModuleType, Any], dense: Network) -> None:
+    script, own = bench
+    counted = script.layer_macs(own, own.subject.model)
+    assert counted == dense_macs_of(own.subject.sublayers)
+    assert own.subject.model.config._attn_implementation == "sdpa"
+
+
+def dense_macs_of(sublayers: Any) -> float:
+    return total(Macs({sublayers[0].stack.name: float(LENGTH)}), sublayers)
