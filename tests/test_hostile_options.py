@@ -77,6 +77,7 @@ FIELDS: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
     "damping": (lambda v: SecondOrder(damping=v), [*NO_NUMBER, None]),
     "moment_tokens": (lambda v: SecondOrder(moment_tokens=v), [*NO_COUNT, 0]),
     "block": (lambda v: SecondOrder(block=v), [*NO_COUNT, 0, None]),
+    "curvature": (lambda v: SecondOrder(curvature=v), [0, 1, None, "yes"]),
     "scale.solver": (lambda v: Scale(solver=v), [None, "cg", {}, 1]),
     "teacher": (lambda v: Scale(solver=SOLVER, teacher=v), [*NO_NAME, None]),
     "scale.limit": (lambda v: Scale(solver=SOLVER, limit=v), NO_NUMBER),

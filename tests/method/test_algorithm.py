@@ -144,6 +144,24 @@ def test_curves_are_the_losses_of_removal_with_the_rest_compensating(biased: boo
             assert loss == pytest.approx(direct, rel=1e-4, abs=1e-9)
 
 
+def test_without_curvature_curves_are_what_the_outputs_lose() -> None:
+    """A direct least-squares solve per prefix, for the mean square of a token's output; beside the other curves."""
+    damping = 1e-2
+    dense = calibrated(DEFAULT, make_model())
+    usual = selecting.loss_curves(dense, SecondOrder(damping=damping, block=1))
+    curves = selecting.loss_curves(dense, SecondOrder(damping=damping, block=1, curvature=False))
+    for s in dense.sublayers:
+        own, curve = dense.statistics[s.name], curves[s.name]
+        assert own.x is not None
+        gram = own.x.centred() / own.x.count
+        gram += damping * gram.diagonal().mean() * torch.eye(s.columns)
+        weight = s.weight(dense.model).detach().double()
+        for removed, loss in zip(curve.removed.tolist(), curve.loss.tolist(), strict=True):
+            direct = oracles.removal_loss(gram, weight.T, curve.order[:removed].tolist(), s.unit_size)
+            assert loss == pytest.approx(direct, rel=1e-4, abs=1e-9)
+        assert not torch.allclose(curve.loss[1:], usual[s.name].loss[1:])
+
+
 @pytest.mark.parametrize("selection", ["second-order", "fisher"])
 @pytest.mark.parametrize("allocation", ["free", "bucketed", "uniform", "stock"])
 def test_allocations_give_the_sizes_they_promise(selection: str, allocation: Any) -> None:

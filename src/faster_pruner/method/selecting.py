@@ -182,7 +182,7 @@ def _costs(group: list[Sublayer], bounds: Sequence[Bound], keeps: Tensor) -> Ten
 
 def loss_curves(calibrated: Calibrated, options: SecondOrder) -> dict[str, Curve]:
     """The loss curves of all sublayers, by name; those that were computed before are not computed again."""
-    keys = {s.name: (s.name, options.damping, options.block) for s in calibrated.sublayers}
+    keys = {s.name: (s.name, options.damping, options.block, options.curvature) for s in calibrated.sublayers}
     missing = [s for s in calibrated.sublayers if keys[s.name] not in calibrated.curves]
     device = device_of(calibrated.model)
     largest = max((s.columns for s in missing), default=1)
@@ -197,14 +197,16 @@ def _loss_curve(calibrated: Calibrated, sublayer: Sublayer, options: SecondOrder
     own: SublayerStatistics = calibrated.statistics[sublayer.name]
     assert own.x is not None
     assert own.y_gradient is not None
-    weight = sublayer.weight(calibrated.model).detach()
-    root = square_root(own.y_gradient.plain() / max(1, own.rows))
+    weighted = sublayer.weight(calibrated.model).detach().T
+    if options.curvature:
+        root = square_root(own.y_gradient.plain() / max(1, own.rows))
+        weighted = weighted.to(root.dtype) @ root
     # the mean of the inputs costs nothing where a bias absorbs it
     biased = bias_of(sublayer.projection(calibrated.model)) is not None
     gram = own.x.centred() if biased else own.x.plain()
     return eliminate(
         gram.div_(max(1, own.x.count)),
-        weight.T.to(root.dtype) @ root,
+        weighted,
         damping=options.damping,
         group=sublayer.unit_size,
         block=options.block if sublayer.unit_size == 1 else 1,

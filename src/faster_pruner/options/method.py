@@ -80,17 +80,22 @@ class SecondOrder:
             hold this many tokens per unit column of the widest sublayer (some objectives need a multiple of them,
             `Objective.moment_factor`), and the backward pass is run for these only; None for all rows.
         block: most units removed per elimination step, where units are single columns.
+        curvature: weigh what removing units changes of a sublayer's output by how the loss reacts to it. Without it
+            every output counts alike, in every sublayer (G = I: layer-wise reconstruction, as in OSSCAR); for
+            comparisons.
     """
 
     name: SelectionName = field(default="second-order", init=False)
     damping: float = 1e-2
     moment_tokens: int | None = None
     block: int = 16
+    curvature: bool = True
 
     def __post_init__(self) -> None:
         at_least("damping", self.damping, 0.0)
         whole_number("moment tokens", self.moment_tokens, 1, optional=True)
         whole_number("elimination block", self.block, 1)
+        yes_or_no("curvature", self.curvature)
 
 
 @dataclass(frozen=True, kw_only=True)
