@@ -21,7 +21,7 @@ from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
 from faster_pruner.objectives.objective import Objective, Predicted
-from faster_pruner.options import CalibrationOptions, Distillation, Method
+from faster_pruner.options import AttentionUnit, CalibrationOptions, Distillation, Method
 from faster_pruner.progress import StageClock
 from faster_pruner.runtimes.timing import SHAPES, fastest_multiple
 from faster_pruner.vocabulary.measured import VocabularyReport
@@ -125,9 +125,9 @@ class Job:
         return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
 
-def subject_of(opened: Opened, objective: Objective, method: Method) -> Subject:
-    """A checkpoint as something to prune. Raises UnsupportedModelError."""
-    found = opened.describe(method.attention_unit)
+def subject_of(opened: Opened, objective: Objective, attention_unit: AttentionUnit = "group") -> Subject:
+    """A checkpoint as something to prune, with units as in `Method`. Raises UnsupportedModelError."""
+    found = opened.describe(attention_unit)
     return Subject(opened.model, found.sublayers, objective, opened.dtype, dict(found.left))
 
 

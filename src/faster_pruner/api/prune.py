@@ -182,7 +182,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
             options, judges = rows_to_judge(source, task, opened, options)
         rows = calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = evaluation_splits(source, task, opened, options.max_length)
-        subject = subject_of(opened, objective, how)
+        subject = subject_of(opened, objective, how.attention_unit)
         before = None if smaller is None else _as_given(dense, smaller, source, task, options)
         training = None
         if asked.distillation is not None:

@@ -1,0 +1,190 @@
+"""What a decoder needs that an encoder did not: each idea alone, against the default, on held-out training text.
+
+Calibration blocks are drawn by the seed from the training text but for its last part, which judges; validation text is
+never read. A row is one idea at one budget and seed: the rise of the logarithm of perplexity over the dense model's,
+and its processor time (run it with one thread).
+
+python benchmarks/decoder_ideas.py                    all: results/decoder_ideas.json and the table
+python benchmarks/decoder_ideas.py --ideas "a;b"      only these
+python benchmarks/decoder_ideas.py --show             write the table again
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
+from decoders import DEFAULT, MODEL, SELECTION, Bench, folder_of, spread_out
+from faster_pruner.api.job import subject_of
+from faster_pruner.api.rows import describe, encoded, objective_for
+from faster_pruner.checkpoint.opening import open_checkpoint
+from faster_pruner.checkpoint.saving import round_weights
+from faster_pruner.costs.budget import Budget
+from faster_pruner.data.batches import EncodedRows
+from faster_pruner.data.sources import TRAIN_SPLITS, load_split
+from faster_pruner.data.tasks import Data
+from faster_pruner.host.devices import pick_device
+from faster_pruner.method.algorithm import calibrate, cut
+from faster_pruner.options import AllocationName, AttentionUnit, Descent, Method, Rounds, SolverOptions, Weights
+
+NAME = "decoder_ideas"
+PAGE = Path(__file__).parents[1] / "docs" / "decoders.md"
+LENGTH, TOKENS, JUDGES = 128, 65_536, 512
+WEIGHTS = DEFAULT.recovery
+assert isinstance(WEIGHTS, Weights)
+
+
+def recovering(**changes: Any) -> Method:
+    """The default with other switches of its recovery."""
+    return replace(DEFAULT, recovery=replace(WEIGHTS, **changes))
+
+
+def with_ridge(ridge: float) -> Method:
+    """The default with another ridge."""
+    return recovering(solver=SolverOptions(name="auto", ridge=ridge))
+
+
+@dataclass(frozen=True)
+class Idea:
+    """One change.
+
+    Attributes:
+        method: in place of the default.
+        tokens: to calibrate on.
+        allocation: of the budget.
+        text: what is calibrated on; empty for the model's own training text.
+    """
+
+    method: Method = DEFAULT
+    tokens: int = TOKENS
+    allocation: AllocationName = "free"
+    text: str = ""
+
+
+IDEAS: dict[str, Idea] = {
+    "default": Idea(),
+    "no reconstruction": Idea(replace(DEFAULT, recovery=None)),
+    "not aligned": Idea(recovering(align=None, descent=None)),
+    "alignment ridge x 10": Idea(recovering(align=1e-1)),
+    "ridge / 10": Idea(with_ridge(1e-3)),
+    "ridge x 10": Idea(with_ridge(1e-1)),
+    "descent": Idea(recovering(descent=Descent(below=1.0))),
+    "two rounds": Idea(replace(DEFAULT, rounds=Rounds(count=2, below=1.0))),
+    "moments of 4 x the tokens": Idea(replace(DEFAULT, selection=replace(SELECTION, moment_tokens=32))),
+    "labels (empirical Fisher)": Idea(replace(DEFAULT, labels=True)),
+    "without curvature (G = I)": Idea(replace(DEFAULT, selection=replace(SELECTION, curvature=False))),
+    "query heads": Idea(replace(DEFAULT, attention_unit="head")),
+    "query heads, stock sizes": Idea(replace(DEFAULT, attention_unit="head"), allocation="stock"),
+    "stock sizes": Idea(allocation="stock"),
+    "uniform": Idea(allocation="uniform"),
+    "8192 tokens": Idea(tokens=8_192),
+    "32768 tokens": Idea(tokens=32_768),
+    "131072 tokens": Idea(tokens=131_072),
+    "262144 tokens": Idea(tokens=262_144),
+    "English sentences": Idea(text="sst2"),
+}
+
+
+def drawn(train: EncodedRows, tokens: int, seed: int) -> EncodedRows:
+    """Blocks drawn without replacement."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    return replace(train, tokens=[train.tokens[i] for i in order[: max(1, tokens // LENGTH)]])
+
+
+def text_of(name: str, bench: Bench) -> EncodedRows:
+    """Blocks of another corpus."""
+    data = Data(folder=SHARED / "data" / "glue" / name, task="language-modeling")
+    task = replace(describe(data), text_column="sentence")
+    return encoded(load_split(data.source(task), TRAIN_SPLITS), task, bench.opened, LENGTH)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every idea that is not there yet."""
+    place = folder_of(arguments.model)
+    opened = open_checkpoint(place, device=pick_device(arguments.device))
+    data = Data(folder=place, task="language-modeling")
+    task = describe(data)
+    blocks = encoded(load_split(data.source(task), TRAIN_SPLITS), task, opened, LENGTH)
+    count = len(blocks) // 5
+    judges = spread_out(replace(blocks, tokens=blocks.tokens[-count:]), JUDGES)
+    train = replace(blocks, tokens=blocks.tokens[:-count])
+    subjects = {
+        unit: subject_of(opened, objective_for(opened, task), cast(AttentionUnit, unit)) for unit in ("group", "head")
+    }
+    bench = Bench(opened, subjects["group"], train, judges, arguments)
+    dense = bench.loss(opened.model)
+    before = read_result(NAME)
+    rows: list[dict[str, Any]] = [] if before is None else before["rows"]
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in arguments.ideas.split(";") if arguments.ideas else IDEAS:
+            idea = IDEAS[name]
+            wanted = [float(each) for each in arguments.budgets.split(",")]
+            there = {row["macs"] for row in rows if (row["idea"], row["seed"]) == (name, seed)}
+            if there >= set(wanted):
+                continue
+            corpus = text_of(idea.text, bench) if idea.text else train
+            begun = time.process_time()
+            subject = subjects[idea.method.attention_unit]
+            calibrated = calibrate(subject, drawn(corpus, idea.tokens, seed), idea.method, bench.options(seed))
+            shared = time.process_time() - begun
+            for share in wanted:
+                begun = time.process_time()
+                model = cut(calibrated, Budget(macs=share, allocation=idea.allocation), idea.method).model
+                seconds = shared + time.process_time() - begun
+                round_weights(model, opened.dtype)
+                rise = bench.loss(model) - dense
+                rows.append({"idea": name, "seed": seed, "macs": share, "rise": rise, "seconds": seconds})
+                print(f"{name:28} seed {seed} macs {share}: {rise:.4f}", flush=True)
+            figures = {"model": Path(arguments.model).name, "dense": math.exp(dense), "rows": rows}
+            write_result(NAME, figures)
+
+
+def rises(rows: list[dict[str, Any]]) -> str:
+    """Mean and spread of the rises in percent, of several seeds."""
+    return mean_and_spread(summary([{"rise": 100 * row["rise"]} for row in rows]), "rise") if rows else "–"
+
+
+def show() -> None:
+    """The table of the page."""
+    found = read_result(NAME)
+    assert found is not None
+    rows: Sequence[dict[str, Any]] = found["rows"]
+    budgets = sorted({row["macs"] for row in rows}, reverse=True)
+    default = statistics.mean(row["seconds"] for row in rows if row["idea"] == "default")
+    lines = ["| idea | " + " | ".join(f"{share:.0%} of the MACs" for share in budgets) + " | time |"]
+    lines.append("|---|" + "---|" * (len(budgets) + 1))
+    for name in IDEAS:
+        own = [row for row in rows if row["idea"] == name]
+        if not own:
+            continue
+        cells = [rises([row for row in own if row["macs"] == share]) for share in budgets]
+        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.mean(r['seconds'] for r in own) / default:.1f} |")
+    write_table(PAGE, NAME, lines)
+
+
+def main() -> None:
+    """See the top."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=MODEL)
+    parser.add_argument("--ideas", default="")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--budgets", default="0.75,0.5")
+    parser.add_argument("--show", action="store_true")
+    parser.set_defaults(device=None, precision="float32")
+    arguments = parser.parse_args()
+    if not arguments.show:
+        run(arguments)
+    show()
+
+
+if __name__ == "__main__":
+    main()
