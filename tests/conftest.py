@@ -57,6 +57,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """Runtimes are run here, not compared: the cores need not come to rest in between."""
+    from faster_pruner.api import export
+    from faster_pruner.runtimes import comparison
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (export, comparison):
+            patch.setattr(module, "SECONDS_BETWEEN_RUNTIMES", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny two-class BERT with a tokenizer, saved."""
