@@ -82,14 +82,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
-    """Real models and rows, on all cores; tests that need them are skipped elsewhere."""
+def shared() -> Path:
+    """Real models and rows; tests that need them are skipped elsewhere.
+
+    On one core as all others: two threads took three times the processor time, as they wait for cores that another
+    process of tests has.
+    """
     if not (SHARED / "models").is_dir():
         pytest.skip(f"the real models and GLUE rows are not at {SHARED} (set FASTER_PRUNER_SHARED)")
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield SHARED
-    torch.set_num_threads(before)
+    return SHARED
 
 
 @pytest.fixture

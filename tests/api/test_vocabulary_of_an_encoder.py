@@ -32,7 +32,7 @@ def test_all_minilm_on_docstrings(tmp_path: Path) -> None:
     dense, small = (package.SentenceTransformer(str(place), device="cpu") for place in places)
     assert small.max_seq_length == dense.max_seq_length
     assert [str(module).splitlines()[0] for module in small] == [str(module).splitlines()[0] for module in dense]
-    some = texts[::4]
+    some = texts[::24]
     assert torch.equal(dense.encode(some, convert_to_tensor=True), small.encode(some, convert_to_tensor=True))
     # whoever has no faster-pruner opens it, too
     script = (
