@@ -24,6 +24,15 @@ import tiny
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+# Of few tests that take long: begun last, they would leave all cores but one idle.
+LONGEST = ("test_real.py", "test_real_tasks.py", "test_documented.py", "test_demo.py", "test_wheel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many bad inputs were tried."""
     different = len(set(badness.tried))
