@@ -28,9 +28,9 @@ lint: .venv/.installed
 site: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# a process per core: the tests' models are too small for threads
+# a process per core: the tests' models are too small for threads; the longest files first, not those of most tests
 test: lint site
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest

@@ -24,6 +24,15 @@ import tiny
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+# Of few tests that take long: begun last, they would leave all cores but one idle.
+LONGEST = ("test_real.py", "test_real_tasks.py", "test_documented.py", "test_demo.py", "test_wheel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many bad inputs were tried."""
     different = len(set(badness.tried))
@@ -57,6 +66,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """Runtimes are run here, not compared: the cores need not come to rest in between."""
+    from faster_pruner.api import export
+    from faster_pruner.runtimes import comparison
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (export, comparison):
+            patch.setattr(module, "SECONDS_BETWEEN_RUNTIMES", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny two-class BERT with a tokenizer, saved."""
@@ -70,14 +91,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
-    """Real models and rows, on all cores; tests that need them are skipped elsewhere."""
+def shared() -> Path:
+    """Real models and rows; tests that need them are skipped elsewhere.
+
+    On one core as all others: two threads took three times the processor time, as they wait for cores that another
+    process of tests has.
+    """
     if not (SHARED / "models").is_dir():
         pytest.skip(f"the real models and GLUE rows are not at {SHARED} (set FASTER_PRUNER_SHARED)")
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield SHARED
-    torch.set_num_threads(before)
+    return SHARED
 
 
 @pytest.fixture

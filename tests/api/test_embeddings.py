@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import fresh
 import tiny
 from command import run
 from faster_pruner import Columns, Data, evaluate, prune
@@ -103,11 +102,7 @@ def test_it_opens_where_nobody_imports_us_and_trains(dense: Path, texts: Path, t
 
     folder = tmp_path / "small"
     prune(dense, Data(file=texts), macs=0.6, output=folder)
-    subprocess.run(
-        [sys.executable, "-c", _CHILD, str(folder), str(tmp_path / "found.npy"), *sentences(texts)],
-        check=True,
-        capture_output=True,
-    )
+    fresh.run(_CHILD, folder, tmp_path / "found.npy", *sentences(texts), packages=("sentence_transformers",))
     opened = SentenceTransformer(str(folder), device="cpu")
     expected = opened.encode(sentences(texts))
     assert np.allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)

@@ -71,8 +71,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("model_type", "pooling", "side"),
     [
         ("bert", "mean", "right"),
-        ("xlm-roberta", "cls", "right"),
-        ("modernbert", "mean", "right"),
+        ("modernbert", "cls", "right"),
         ("qwen3", "lasttoken", "left"),
     ],
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import fresh
 from faster_pruner import load
 from faster_pruner.host.folders import _exchange, _system_exchange
 
@@ -20,7 +20,7 @@ _CHILD = """
 import os, signal, sys, shutil
 from pathlib import Path
 import safetensors.torch
-from faster_pruner import Data, Output, Run, prune
+from faster_pruner import CalibrationOptions, Data, Output, Run, prune
 from faster_pruner.host import folders
 from faster_pruner.progress import Silent
 
@@ -53,7 +53,8 @@ for at in range(int(first), 200, 2):
         around(Path, "write_text", killer); around(Path, "rename", killer); around(Path, "chmod", killer)
         around(folders, "_system_exchange", killer); around(shutil, "rmtree", killer)
         rows, output = Data(task="sst2", folder=data), Output(folder=folder, overwrite=True)
-        prune(model, rows, macs=float(macs), output=output, run=Run(progress=killer))
+        few = CalibrationOptions(rows=16)
+        prune(model, rows, macs=float(macs), output=output, run=Run(progress=killer), calibration=few)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     found = Path(folder, "result.json")
@@ -67,8 +68,7 @@ sys.exit(3)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_every_stage_and_in_the_middle_of_the_save(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    command = [sys.executable, "-c", _CHILD, str(checkpoint), str(data), str(folder), "0.6", "1"]
-    first = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    first = fresh.run(_CHILD, checkpoint, data, folder, "0.6", "1").stdout.splitlines()
     # into an empty place: nothing, until all of it is there
     there = [line.split()[2] != "None" for line in first]
     assert len(first) > 12
@@ -76,8 +76,7 @@ def test_killed_at_every_stage_and_in_the_middle_of_the_save(checkpoint: Path, d
     assert not there[0]
     load(folder)
     before = (folder / "result.json").stat().st_mtime_ns
-    command[-2:] = ["0.5", "2"]
-    second = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    second = fresh.run(_CHILD, checkpoint, data, folder, "0.5", "2").stdout.splitlines()
     # over an old folder: the old one, then the new one, never none
     assert "None" not in {line.split()[2] for line in second}
     assert second[0].split()[2] == str(before)
@@ -96,9 +95,7 @@ def test_signals_clean_up_like_ctrl_c(name: str, checkpoint: Path, data: Path, t
         "cli.main()\n"
     )
     options = ["--task", "sst2", "--data", str(data), "--macs", "0.5", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "prune", str(checkpoint), *options], capture_output=True, text=True
-    )
+    done = fresh.run(script, "prune", checkpoint, *options, check=False)
     assert done.returncode == 130
     assert "nothing was written" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -115,9 +112,7 @@ def test_an_interruption_says_what_is_there(checkpoint: Path, data: Path, tmp_pa
     )
     options = ["--task", "sst2", "--data", str(data), "--macs", "0.5", "--output", str(tmp_path / "out")]
     options += ["--keep-statistics", str(tmp_path / "kept")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "prune", str(checkpoint), *options], capture_output=True, text=True
-    )
+    done = fresh.run(script, "prune", checkpoint, *options, check=False)
     assert done.returncode == 130
     assert f"written before that, and complete: {tmp_path / 'kept'}" in done.stderr
     assert "nothing was written" not in done.stderr

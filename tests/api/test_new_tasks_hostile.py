@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from transformers import (
 )
 
 import colours
+import fresh
 import tiny
 from badness import bad_input
 from command import run
@@ -219,8 +218,7 @@ def test_stock_sizes_are_sizes_that_plain_transformers_builds(tmp_path: Path) ->
         "inputs, expected = torch.load(sys.argv[2])\n"
         "assert torch.equal(model(**inputs).logits, expected)\n"
     )
-    arguments = [sys.executable, "-c", code, tmp_path / "out", tmp_path / "expected.pt"]
-    subprocess.run(arguments, check=True, capture_output=True)
+    fresh.run(code, tmp_path / "out", tmp_path / "expected.pt")
 
 
 def test_a_config_that_says_no_size_cannot_say_another_one() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+import fresh
 from badness import bad_input
 from command import run
 from corpora import IDS, SIZES, fast, files_of, pruned, save, sentences, write_rows
@@ -134,8 +133,7 @@ def test_it_is_what_one_after_the_other_gives(name: str, tmp_path: Path) -> None
 
     # where nobody has imported us
     auto = CASES[name][1].__name__
-    arguments = [sys.executable, "-c", _CHILD, str(tmp_path / "both"), auto, texts[0]]
-    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    printed = fresh.run(_CHILD, tmp_path / "both", auto, texts[0]).stdout
     scores, words, tokens, imported = ast.literal_eval(printed)
     assert (words, tokens, imported) == (first.report.rows, first.report.tokens, False)
     with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, XLMRobertaConfig
 
+import fresh
 import tiny
 from command import run
 from faster_pruner import Budget, Columns, Data, cut_again, evaluate, inspect, prune
@@ -164,11 +164,7 @@ assert ("faster_pruner" in sys.modules) == (sys.argv[1] == "with us")
 
 def predicted_elsewhere(how: str, folder: Path, place: Path) -> np.ndarray:
     """What a process that has not imported us predicts, also of what it saved."""
-    subprocess.run(
-        [sys.executable, "-c", _CHILD, how, str(folder), str(place / "found.npy"), json.dumps(PAIRS)],
-        check=True,
-        capture_output=True,
-    )
+    fresh.run(_CHILD, how, folder, place / "found.npy", json.dumps(PAIRS), packages=("sentence_transformers",))
     return np.load(place / "found.npy")
 
 

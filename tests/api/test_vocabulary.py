@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+import fresh
 from badness import bad_input
 from command import run
 from corpora import IDS, SIZES, SPECIAL, fast, save, sentences
@@ -216,7 +215,7 @@ def test_before_and_after_pruning(tmp_path: Path) -> None:
         f"t = T.from_pretrained({str(tmp_path / 'pruned-first')!r})\n"
         f"print([m(**t({texts[0]!r}, return_tensors='pt')).logits.tolist(), 'faster_pruner' in sys.modules])\n"
     )
-    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    printed = fresh.run(script).stdout
     with torch.no_grad():
         expected = one(**first.tokenizer(texts[0], return_tensors="pt")).logits.tolist()
     scores, imported = ast.literal_eval(printed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+import fresh
 import tiny
 from badness import bad_input
 from faster_pruner import load, prune_model
@@ -111,9 +110,7 @@ def test_they_are_reopened_elsewhere_or_refused_loudly(
 
     save_file(inputs(), tmp_path / "inputs.safetensors")
     folders = [str(folder) for folder, _ in pruned.values()]
-    subprocess.run(
-        [sys.executable, "-c", _CHILD, str(tmp_path / "inputs.safetensors"), *folders], check=True, capture_output=True
-    )
+    fresh.run(_CHILD, tmp_path / "inputs.safetensors", *folders)
     for name, (folder, expected) in pruned.items():
         assert torch.allclose(load_file(folder / "trusting.out")["logits"], expected, atol=1e-6), name
         if name != "albert":

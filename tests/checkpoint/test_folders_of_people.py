@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+import fresh
 import stock_models as stock
 import tiny
 from badness import bad_input
@@ -402,7 +401,7 @@ def test_emptied_branches_open_where_nobody_knows_us(tmp_path: Path) -> None:
         folder, inputs = stock.save(smaller, left, tmp_path / name), stock.inputs_for(model)
         save_file({key: value.clone().contiguous() for key, value in inputs.items()}, folder / "in.st")
         expected[str(folder)] = stock.values(smaller, inputs)[0]
-    subprocess.run([sys.executable, "-c", _CHILD, *expected], check=True, capture_output=True)
+    fresh.run(_CHILD, *expected)
     for folder, value in expected.items():
         with safe_open(f"{folder}/out.st", framework="pt") as file:
             assert torch.allclose(file.get_tensor("logits"), value, atol=1e-5), folder

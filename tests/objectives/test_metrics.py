@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch.nn import functional
 
 from faster_pruner.objectives import metrics
@@ -77,3 +79,34 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_model() -> None:
     sure = np.tile([[0.0, 20.0]], (10, 1))
     assert metrics.expected_calibration_error(sure, np.ones(10)) == pytest.approx(0.0, abs=1e-6)
     assert metrics.expected_calibration_error(sure, np.array([1] * 7 + [0] * 3)) == pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_counted_is_what_scikit_learn_counts(classes: int, rows: int) -> None:
+    """Few rows, as in samples: of one class only, and without some of the classes."""
+    generator = np.random.default_rng(classes * rows)
+    for _ in range(20):
+        values, labels = generator.normal(size=(rows, classes)), generator.integers(0, classes, rows)
+        said = values.argmax(axis=1)
+        found = scores(CLASSIFICATION.judged_by(("accuracy", "f1", "matthews")), values, labels)
+        average = "binary" if classes == 2 else "macro"
+        expected = {
+            "accuracy": accuracy_score(labels, said),
+            "f1": f1_score(labels, said, average=average, zero_division=0),
+            "matthews": matthews_corrcoef(labels, said),
+        }
+        assert found == pytest.approx({name: 100 * value for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_several_labels_are_counted_as_scikit_learn_counts_them(rows: int) -> None:
+    generator = np.random.default_rng(rows)
+    for _ in range(20):
+        values = generator.normal(size=(rows, 3)).astype(np.float32)
+        labels = generator.integers(0, 2, (rows, 3)).astype(np.float32)
+        found = scores(MULTI_LABEL, values, labels)
+        for average in ("micro", "macro"):
+            expected = f1_score(labels.astype(int), expit(values) > 0.5, average=average, zero_division=0)
+            assert found[f"{average}_f1"] == pytest.approx(100 * expected)

@@ -64,7 +64,6 @@ def test_what_cannot_be_exported_or_run_is_one_line(tmp_path: Path, monkeypatch:
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "_SECONDS_PER_SHAPE", 0.0)
-    monkeypatch.setattr(comparison, "SECONDS_BETWEEN_RUNTIMES", 0.0)
     model = colours.save_checkpoint(tmp_path / "model")
     timings = bench([model, model], batches=(1, 2), sequences=(7, 9), runtimes=("torch", "onnx"))
     assert {(timing.batch, timing.sequence) for timing in timings} == {(1, 5), (2, 5)}
