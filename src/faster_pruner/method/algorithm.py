@@ -70,7 +70,7 @@ def calibrate(
     setting = PassSetting(precision=_precision(subject.model, options, batches[-1]), shelf=Shelf(limit))
     data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
     network = Network(subject.model, sublayers)
-    calibrated = _taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
+    calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
     whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
     return replace(calibrated, whole=whole)
 
@@ -135,7 +135,7 @@ def _recovered(
     return [by_name[s.name] for s in student.sublayers]
 
 
-def _taken(
+def taken(
     subject: Subject, network: Network, data: CalibrationSet, reading: Reading, *, needs: Needs, clock: StageClock
 ) -> Calibrated:
     """A network with the statistics of one pass over the calibration set."""
@@ -176,7 +176,7 @@ def _retake(dense: Calibrated, student: Network, method: Method, clock: StageClo
     data = replace(dense.data, batches=[batch for batch in dense.data.batches if batch.differentiated])
     subject = replace(dense.subject, model=student.model)
     reading = replace(dense.reading, model=student.model)
-    return _taken(subject, student, data, reading, needs=needs, clock=clock)
+    return taken(subject, student, data, reading, needs=needs, clock=clock)
 
 
 def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) -> Teacher | None:
@@ -226,7 +226,7 @@ def _batches(
     """The calibration set in batches, those that the backward runs through ahead of the others."""
     tokens = subject.moment_tokens(method)
     if isinstance(rows, EncodedRows):
-        first = None if tokens is None else rows_with(rows, tokens)
+        first = None if tokens is None else rows_with(rows.lengths, tokens)
         return pack(rows, tokens_per_batch=options.tokens_per_batch, device=device, differentiated=first)
     found: list[Batch] = []
     seen = 0

@@ -1,0 +1,204 @@
+"""What a run will take, and what it will leave: foreseen in seconds, from a rehearsal on a few rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from faster_pruner.api.job import subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.outcome import BATCHES_TO_VERIFY, stored_bytes
+from faster_pruner.api.rows import Few, describe, few_calibration_rows, few_evaluation_rows, objective_for
+from faster_pruner.api.run import Run
+from faster_pruner.checkpoint.opening import Opened, open_checkpoint
+from faster_pruner.checkpoint.saving import check_savable, round_weights, verify, write_checkpoint
+from faster_pruner.checkpoint.screening import as_place
+from faster_pruner.costs.budget import Budget, as_budget, spendings
+from faster_pruner.costs.cost import Bytes, Macs, Parameters, total
+from faster_pruner.data.tasks import Data, as_data
+from faster_pruner.errors import BudgetError, DataError
+from faster_pruner.host.devices import environment
+from faster_pruner.host.places import public_name
+from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.method.rehearsal import Rehearsed, rehearse
+from faster_pruner.method.selecting import bounds_for, sizes_allowed, uniform_units
+from faster_pruner.model.precision import usual_torch
+from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
+from faster_pruner.objectives.objective import Objective, Predicted
+from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
+from faster_pruner.planned import PlannedSublayer, PlanReport
+from faster_pruner.progress import Silent, StageClock
+from faster_pruner.results import SizeResult
+from faster_pruner.runtimes.timing import seconds_of_measuring
+
+# A model that is written and opened again for the rehearsal is no larger than this; of a larger one the time is that of
+# its opening, twice.
+_MOST_BYTES_WRITTEN = 256 * 2**20
+# How often predictions are repeated to see how the time of their metrics grows.
+_TIMES = 4
+
+
+@usual_torch()
+def plan(
+    model: str | Path,
+    data: str | Data,
+    *,
+    macs: float | Budget,
+    method: Method | str = "default",
+    calibration: CalibrationOptions | None = None,
+    run: Run | None = None,
+) -> PlanReport:
+    """Foresee what `prune` will take, in time and memory, and what sizes a budget means; nothing is kept.
+
+    The method is rehearsed on a few thousand tokens of the calibration rows, and what that takes is scaled to all of
+    them. Sizes are those of the budget without any data: the same share is left of every sublayer.
+
+    Args:
+        model: as in `prune`.
+        data: as in `prune`.
+        macs: as in `prune`; a budget in time, or of a drop, can only be met by measuring.
+        method: as in `prune`.
+        calibration: as in `prune`.
+        run: as in `prune`.
+
+    Raises:
+        BudgetError: it can only be measured, or not be met.
+        InputError: as of `prune`; see its subclasses in `errors`.
+    """
+    place, budget, given, run = as_place(model), as_budget(macs), as_data(data), run or Run()
+    how, options = as_method(method), as_calibration(calibration)
+    _check_counted(budget)
+    task, device = describe(given), run.on()
+    source, clock = given.source(task), run.clock(device)
+    with clock.stage("load"):
+        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
+        check_savable(opened.model, opened.processor)
+    with clock.stage("rows"):
+        objective = objective_for(opened, task)
+        few = few_calibration_rows(source, task, opened, options, labelled=how.labels)
+        splits = few_evaluation_rows(source, task, opened, options.max_length)
+    subject = subject_of(opened, objective)
+    budget = with_measured_multiple(budget, subject, clock)
+    seconds = {"load": clock.seconds["load"], "rows": few.seconds + sum(each.seconds for each in splits.values())}
+    if "measure multiples" in clock.seconds:
+        seconds["measure multiples"] = clock.seconds["measure multiples"]
+    with clock.stage("rehearse"):
+        found = rehearse(subject, few.rows, few.all, method=how, budget=budget, options=options)
+        seconds |= found.seconds
+        seconds["evaluation"] = sum(_evaluation(found, objective, each) for each in splits.values())
+        inputs = usual_inputs(opened, few.rows)
+        seconds["latency"] = seconds_of_measuring(subject.model, found.pruned.model, inputs)
+        seconds["save and verify"] = _saving(opened, found, seconds["load"])
+    units = _units(found.calibrated, budget, how)
+    dense, pruned = (_size(found.calibrated, keeps) for keeps in ({}, units))
+    return PlanReport(
+        model=public_name(place),
+        task=task.name or objective.pipeline_tag or objective.name,
+        preset=how.name,
+        options={"budget": budget.to_dict(), "method": how.to_dict(), "calibration": asdict(options)},
+        sublayers=[
+            PlannedSublayer(name=s.name, unit=s.spec.unit, units_before=s.units, units=units[s.name])
+            for s in found.calibrated.sublayers
+        ],
+        dense=dense,
+        pruned=pruned,
+        limits=spendings(
+            budget,
+            subject.model,
+            found.calibrated.sublayers,
+            units,
+            found.calibrated.data.lengths,
+            bytes_each=subject.dtype.itemsize,
+        ),
+        seconds=seconds,
+        memory=found.peak,
+        spilled=found.spilled,
+        calibration_rows=few.all,
+        calibration_tokens=found.tokens.real,
+        evaluation_rows={split: each.all for split, each in splits.items()},
+        took=sum(clock.seconds.values()),
+        environment=environment(device),
+        notes=[f"{name} stays as it is: {why}" for name, why in found.calibrated.whole.items()],
+    )
+
+
+def _check_counted(budget: Budget) -> None:
+    """Raise BudgetError for a budget that says what a forward may take, or what may be lost."""
+    if budget.latency is not None or budget.max_drop is not None:
+        raise BudgetError(
+            "a plan counts what a budget leaves; a time, or what may be lost, can only be measured: plan for a share "
+            "of the MACs, of the parameters or of the weights file, for instance half of the MACs",
+            option="macs",
+        )
+
+
+def _units(calibrated: Calibrated, budget: Budget, method: Method) -> dict[str, int]:
+    """What the budget leaves of every sublayer, without any data. Raises BudgetError."""
+    sizes = sizes_allowed(calibrated.sublayers, budget, method)
+    return uniform_units(calibrated.sublayers, bounds_for(calibrated, budget), sizes)
+
+
+def _size(calibrated: Calibrated, units: Mapping[str, int]) -> SizeResult:
+    """Size of a model with so many units; of those that are not named, all."""
+    model, dtype = calibrated.model, calibrated.subject.dtype
+    resized = [s.resized(replace(s.parts, units=units.get(s.name, s.units))) for s in calibrated.sublayers]
+    encoder = total(Parameters(), resized)
+    cost = Bytes(dtype.itemsize)
+    return SizeResult(
+        macs=total(Macs(calibrated.data.lengths), resized),
+        encoder_parameters=round(encoder),
+        parameters=round(encoder + Parameters().fixed(model, calibrated.sublayers)),
+        bytes=round(total(cost, resized) + cost.fixed(model, calibrated.sublayers)),
+    )
+
+
+def _evaluation(found: Rehearsed, objective: Objective, few: Few) -> float:
+    """Seconds of evaluating both models on all rows of a split, from some of them."""
+    clock, times = StageClock(Silent()), few.all / len(few.rows)
+    with clock.stage("predict"):
+        said = [predict_rows(each, objective, few.rows) for each in (found.calibrated.model, found.pruned.model)]
+    judged = few.rows.judged
+    once = _scoring(objective, said, judged)
+    seconds = times * clock.seconds["predict"]
+    if times <= 1 or once is None:
+        return seconds + (once or 0.0)
+    # what does not depend on the number of rows is told apart by more of the same
+    more = None if few.rows.context is not None else _scoring(objective, [_more(each) for each in said], judged)
+    return seconds + (times * once if more is None else once + (times - 1) * max(0.0, more - once) / (_TIMES - 1))
+
+
+def _scoring(objective: Objective, said: Sequence[Predicted], rows: int) -> float | None:
+    """Seconds of metrics and their intervals; None where these few rows have none."""
+    clock = StageClock(Silent())
+    try:
+        with clock.stage("score"):
+            found = [evaluate(each, objective, split="", rows=rows, dense=said[0]) for each in said]
+            confidence(found[1].primary, objective, said[0], said[1])
+    except (DataError, ArithmeticError, LookupError, ValueError):
+        return None
+    return clock.seconds["score"]
+
+
+def _more(said: Predicted) -> Predicted:
+    """The same predictions several times."""
+    step = int(said.rows.max()) + 1
+    labels = None if said.labels is None else np.concatenate([said.labels] * _TIMES)
+    rows = np.concatenate([said.rows + step * i for i in range(_TIMES)])
+    return Predicted(np.concatenate([said.values] * _TIMES), rows, labels, said.context)
+
+
+def _saving(opened: Opened, found: Rehearsed, loading: float) -> float:
+    """Seconds of writing the checkpoint, opening it again and comparing it."""
+    model, batches = found.pruned.model, found.calibrated.data.batches
+    size = stored_bytes(model, opened.dtype)
+    if size > _MOST_BYTES_WRITTEN:
+        return 2 * loading * size / stored_bytes(opened.model, opened.dtype)
+    clock = StageClock(Silent())
+    with clock.stage("save"), tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
+        round_weights(model, opened.dtype)
+        write_checkpoint(Path(folder), model, found.pruned.sublayers, opened.processor, dtype=opened.dtype)
+        verify(Path(folder), model, batches[-BATCHES_TO_VERIFY:])
+    return clock.seconds["save"]
