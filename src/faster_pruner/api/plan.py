@@ -18,6 +18,7 @@ from faster_pruner.checkpoint.saving import check_savable, round_weights, verify
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget, spendings
 from faster_pruner.costs.cost import Bytes, Macs, Parameters, total
+from faster_pruner.data.batches import padded_tokens
 from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.errors import BudgetError, DataError
 from faster_pruner.host.devices import environment
@@ -26,7 +27,7 @@ from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.method.rehearsal import Rehearsed, rehearse
 from faster_pruner.method.selecting import bounds_for, sizes_allowed, uniform_units
 from faster_pruner.model.precision import usual_torch
-from faster_pruner.objectives.evaluation import confidence, evaluate, predict_rows
+from faster_pruner.objectives.evaluation import RESAMPLES, TOKENS_PER_BATCH, confidence, evaluate, predict_rows
 from faster_pruner.objectives.objective import Objective, Predicted
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
 from faster_pruner.planned import PlannedSublayer, PlanReport
@@ -39,6 +40,8 @@ from faster_pruner.runtimes.timing import seconds_of_measuring
 _MOST_BYTES_WRITTEN = 256 * 2**20
 # How often predictions are repeated to see how the time of their metrics grows.
 _TIMES = 4
+# One in so many of the samples that their intervals are taken from are drawn.
+_FEWER = 10
 
 
 @usual_torch()
@@ -162,7 +165,12 @@ def _evaluation(found: Rehearsed, objective: Objective, few: Few) -> float:
         said = [predict_rows(each, objective, few.rows) for each in (found.calibrated.model, found.pruned.model)]
     judged = few.rows.judged
     once = _scoring(objective, said, judged)
-    seconds = times * clock.seconds["predict"]
+    lengths = few.rows.lengths
+    some, whole = (
+        padded_tokens([lengths[i % len(lengths)] for i in range(count)], tokens_per_batch=TOKENS_PER_BATCH)
+        for count in (len(lengths), few.all)
+    )
+    seconds = clock.seconds["predict"] * whole / some
     if times <= 1 or once is None:
         return seconds + (once or 0.0)
     # what does not depend on the number of rows is told apart by more of the same
@@ -176,10 +184,11 @@ def _scoring(objective: Objective, said: Sequence[Predicted], rows: int) -> floa
     try:
         with clock.stage("score"):
             found = [evaluate(each, objective, split="", rows=rows, dense=said[0]) for each in said]
-            confidence(found[1].primary, objective, said[0], said[1])
+        with clock.stage("draw"):
+            confidence(found[1].primary, objective, said[0], said[1], resamples=RESAMPLES // _FEWER)
     except (DataError, ArithmeticError, LookupError, ValueError):
         return None
-    return clock.seconds["score"]
+    return clock.seconds["score"] + _FEWER * clock.seconds["draw"]
 
 
 def _more(said: Predicted) -> Predicted:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from faster_pruner.checkpoint.opening import Opened
-from faster_pruner.data.batches import EncodedRows, part_of
+from faster_pruner.data.batches import EncodedRows, part_of, rows_with
 from faster_pruner.data.files import Rows
 from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
 from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample, some_of
@@ -29,8 +29,8 @@ _FEWEST_ROWS = 8
 _MOST_ROWS, _MOST_HELD_OUT = 65_536, 1024
 # Training rows that judge a drop.
 _MOST_JUDGES, _FEWEST_JUDGES = 4096, 16
-# Rows of a split that are encoded where only the time that all of them take is asked for.
-_FEW = 256
+# Rows of a split that are encoded where only the time that all of them take is asked for; and tokens that are judged.
+_FEW, _FEW_TO_JUDGE, _TOKENS_TO_JUDGE = 256, 96, 2048
 
 
 def describe(data: Data) -> Task:
@@ -256,7 +256,7 @@ def few_evaluation_rows(source: Source, task: Task, opened: Opened, max_length: 
         with clock.stage("read"):
             count = len(read_collection(folder, most_documents=source.documents).documents)
         with clock.stage("encode"):
-            splits = _search(folder, replace(source, documents=min(_FEW, count)), opened, max_length)
+            splits = _search(folder, replace(source, documents=min(_FEW_TO_JUDGE, count)), opened, max_length)
         return {split: _few(rows, max(1.0, count / len(rows)), clock) for split, rows in splits.items()}
     for place, (name, names) in enumerate(task.evaluation):
         clock = StageClock(Silent())
@@ -268,10 +268,13 @@ def few_evaluation_rows(source: Source, task: Task, opened: Opened, max_length: 
                 raise
             continue
         wanted = min(len(rows), source.judged or len(rows))
-        few = some_of(rows, min(_FEW, wanted), together=_together(task, opened))
+        few = some_of(rows, min(_FEW_TO_JUDGE, wanted), together=_together(task, opened))
         with clock.stage("encode"):
             own = encoded(few, task, opened, max_length)
-        found[name] = _few(own, max(1.0, wanted / len(few)), clock)
+        all_of_them = _few(own, max(1.0, wanted / len(few)), clock)
+        # a text may be many rows
+        part = rows_with(own.lengths, _TOKENS_TO_JUDGE) if own.context is None else len(own)
+        found[name] = replace(all_of_them, rows=own if part == len(own) else part_of(own, 0, part))
     return found
 
 

@@ -195,11 +195,11 @@ def pack(
     return batches
 
 
-def padded_tokens(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int) -> int:
+def padded_tokens(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int = 0) -> int:
     """How many tokens, padding included, `pack` makes of rows of these lengths."""
     parts = (range(differentiated), range(differentiated, len(lengths)))
     packed = [chosen for part in parts for chosen in _packed(lengths, part, tokens_per_batch)]
-    return sum(len(chosen) * max(lengths[i] for i in chosen) for chosen in packed)
+    return sum(len(chosen) * max(1, *(lengths[i] for i in chosen)) for chosen in packed)
 
 
 def pack_evenly(rows: EncodedRows, *, rows_per_batch: int, device: torch.device) -> list[Batch]:

@@ -28,8 +28,9 @@ from faster_pruner.model.spec import Sublayer
 from faster_pruner.options import CalibrationOptions, Method, SecondOrder
 from faster_pruner.progress import Silent, StageClock
 
-# Tokens of the two calibration sets: moments are multiplied in pieces of the first size (`linalg.gram`).
-SMALL, LARGE = 1024, 5 * 1024
+# Tokens of the calibration sets: moments are multiplied in pieces of the second size (`linalg.gram`).
+# Those of the first one are to make libraries ready.
+FIRST, SMALL, LARGE = 256, 1024, 3 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +92,13 @@ def rehearse(
         differentiated=sum(lengths[:differentiated]),
         padded=padded_tokens(lengths, tokens_per_batch=options.tokens_per_batch, differentiated=differentiated),
     )
-    small, large = (_repeated(whole, count, tokens) for tokens in (SMALL, LARGE))
-    base = calibrate(subject, small, method, options, clock=clock)
+    few, small, large = (_repeated(whole, count, tokens) for tokens in (FIRST, SMALL, LARGE))
+    base = calibrate(subject, few, method, options, clock=clock)
     structure = clock.seconds["structure"]
     rehearsal = _Rehearsal(
         base=base, differentiated=differentiated / count, method=method, budget=budget, options=options
     )
-    # the first time, libraries make themselves ready
-    rehearsal.once(small)
+    rehearsal.once(few)
     first = rehearsal.once(small)
     reset_peak(device)
     second = rehearsal.once(large)

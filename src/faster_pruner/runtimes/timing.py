@@ -67,8 +67,6 @@ def seconds_of_measuring(dense: nn.Module, pruned: nn.Module, inputs: Sequence[d
         for given in inputs:
             device = next(iter(given.values())).device
             calls = [functools.partial(model, **given) for model in (dense, pruned)]
-            for call in calls:
-                time_call(call, device)
             pair = sum(time_call(call, device) for call in calls)
             turns = min(_MOST_PAIRS, max(_FEWEST_PAIRS, math.ceil(_SECONDS_PER_SHAPE / max(pair, 1e-9))))
             total += (_WARM_UP + turns) * pair
