@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from faster_pruner.api.job import subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.outcome import BATCHES_TO_VERIFY, stored_bytes
@@ -23,7 +24,7 @@ from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.errors import BudgetError, DataError
 from faster_pruner.host.devices import environment
 from faster_pruner.host.places import public_name
-from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.rehearsal import Rehearsed, rehearse
 from faster_pruner.method.selecting import bounds_for, sizes_allowed, uniform_units
 from faster_pruner.model.precision import usual_torch
@@ -71,61 +72,96 @@ def plan(
         BudgetError: it can only be measured, or not be met.
         InputError: as of `prune`; see its subclasses in `errors`.
     """
-    place, budget, given, run = as_place(model), as_budget(macs), as_data(data), run or Run()
-    how, options = as_method(method), as_calibration(calibration)
+    budget, how, options = as_budget(macs), as_method(method), as_calibration(calibration)
     _check_counted(budget)
-    task, device = describe(given), run.on()
-    source, clock = given.source(task), run.clock(device)
-    with clock.stage("load"):
-        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
-        check_savable(opened.model, opened.processor)
-    with clock.stage("rows"):
-        objective = objective_for(opened, task)
-        few = few_calibration_rows(source, task, opened, options, labelled=how.labels)
-        splits = few_evaluation_rows(source, task, opened, options.max_length)
-    subject = subject_of(opened, objective)
+    run = run or Run()
+    device = run.on()
+    clock = run.clock(device)
+    place = as_place(model)
+    ahead = _looked_at(place, as_data(data), device=device, labelled=how.labels, options=options, clock=clock)
+    subject, few = ahead.subject, ahead.few
     budget = with_measured_multiple(budget, subject, clock)
-    seconds = {"load": clock.seconds["load"], "rows": few.seconds + sum(each.seconds for each in splits.values())}
-    if "measure multiples" in clock.seconds:
-        seconds["measure multiples"] = clock.seconds["measure multiples"]
     with clock.stage("rehearse"):
         found = rehearse(subject, few.rows, few.all, method=how, budget=budget, options=options)
-        seconds |= found.seconds
-        seconds["evaluation"] = sum(_evaluation(found, objective, each) for each in splits.values())
-        inputs = usual_inputs(opened, few.rows)
-        seconds["latency"] = seconds_of_measuring(subject.model, found.pruned.model, inputs)
-        seconds["save and verify"] = _saving(opened, found, seconds["load"])
-    units = _units(found.calibrated, budget, how)
-    dense, pruned = (_size(found.calibrated, keeps) for keeps in ({}, units))
+        seconds = _seconds(ahead, found, clock.seconds)
+    calibrated = found.calibrated
+    units = _units(calibrated, budget, how)
+    sublayers, lengths = calibrated.sublayers, calibrated.data.lengths
     return PlanReport(
         model=public_name(place),
-        task=task.name or objective.pipeline_tag or objective.name,
+        task=ahead.task,
         preset=how.name,
         options={"budget": budget.to_dict(), "method": how.to_dict(), "calibration": asdict(options)},
         sublayers=[
-            PlannedSublayer(name=s.name, unit=s.spec.unit, units_before=s.units, units=units[s.name])
-            for s in found.calibrated.sublayers
+            PlannedSublayer(name=s.name, unit=s.spec.unit, units_before=s.units, units=units[s.name]) for s in sublayers
         ],
-        dense=dense,
-        pruned=pruned,
-        limits=spendings(
-            budget,
-            subject.model,
-            found.calibrated.sublayers,
-            units,
-            found.calibrated.data.lengths,
-            bytes_each=subject.dtype.itemsize,
-        ),
+        dense=_size(calibrated, {}),
+        pruned=_size(calibrated, units),
+        limits=spendings(budget, subject.model, sublayers, units, lengths, bytes_each=subject.dtype.itemsize),
         seconds=seconds,
         memory=found.peak,
         spilled=found.spilled,
         calibration_rows=few.all,
         calibration_tokens=found.tokens.real,
-        evaluation_rows={split: each.all for split, each in splits.items()},
+        evaluation_rows={split: each.all for split, each in ahead.splits.items()},
         took=sum(clock.seconds.values()),
         environment=environment(device),
-        notes=[f"{name} stays as it is: {why}" for name, why in found.calibrated.whole.items()],
+        notes=[f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ahead:
+    """What the run will work on.
+
+    Attributes:
+        opened: the checkpoint.
+        subject: the same, as something to prune.
+        task: in words.
+        few: of the calibration set.
+        splits: of the evaluation rows.
+    """
+
+    opened: Opened
+    subject: Subject
+    task: str
+    few: Few
+    splits: dict[str, Few]
+
+
+def _looked_at(
+    place: str, given: Data, *, device: torch.device, labelled: bool, options: CalibrationOptions, clock: StageClock
+) -> _Ahead:
+    """Open the checkpoint, and look at some of the rows. Raises as `prune` does."""
+    task = describe(given)
+    source = given.source(task)
+    with clock.stage("load"):
+        opened = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)
+        check_savable(opened.model, opened.processor)
+    with clock.stage("rows"):
+        objective = objective_for(opened, task)
+        few = few_calibration_rows(source, task, opened, options, labelled=labelled)
+        splits = few_evaluation_rows(source, task, opened, options.max_length)
+    return _Ahead(
+        opened=opened,
+        subject=subject_of(opened, objective),
+        task=task.name or objective.pipeline_tag or objective.name,
+        few=few,
+        splits=splits,
+    )
+
+
+def _seconds(ahead: _Ahead, found: Rehearsed, spent: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of every stage of the run, in their order; `spent` are those of the plan so far."""
+    multiples = "measure multiples"
+    seconds = {"load": spent["load"], "rows": ahead.few.seconds + sum(each.seconds for each in ahead.splits.values())}
+    seconds |= {multiples: spent[multiples]} if multiples in spent else {}
+    seconds |= found.seconds
+    seconds["evaluation"] = sum(_evaluation(found, ahead.subject.objective, each) for each in ahead.splits.values())
+    inputs = usual_inputs(ahead.opened, ahead.few.rows)
+    seconds["latency"] = seconds_of_measuring(ahead.subject.model, found.pruned.model, inputs)
+    seconds["save and verify"] = _saving(ahead.opened, found, seconds["load"])
+    return seconds
 
 
 def _check_counted(budget: Budget) -> None:

@@ -98,9 +98,10 @@ def rehearse(
     rehearsal = _Rehearsal(
         base=base, differentiated=differentiated / count, method=method, budget=budget, options=options
     )
+    reset_peak(device)
+    rehearsal.pass_over(_full_batch(whole, count, options.tokens_per_batch), share=1.0)
     rehearsal.once(few)
     first = rehearsal.once(small)
-    reset_peak(device)
     second = rehearsal.once(large)
     peak = peak_memory(device)
     reset_peak(device)
@@ -133,6 +134,13 @@ def _repeated(rows: EncodedRows, count: int, tokens: int) -> EncodedRows:
     return rows_of(rows, [i % len(rows) for i in range(wanted)])
 
 
+def _full_batch(rows: EncodedRows, count: int, tokens: int) -> EncodedRows:
+    """Rows that make the largest batch that there will be: what a pass holds at once is in proportion to it."""
+    lengths = rows.lengths
+    longest = max(range(len(rows)), key=lengths.__getitem__)
+    return rows_of(rows, [longest] * max(1, min(count, tokens // max(1, lengths[longest]))))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rehearsal:
     """What is rehearsed: a calibrated model, whose calibration counts no more, and what is to be done with it.
@@ -151,23 +159,27 @@ class _Rehearsal:
     budget: Budget
     options: CalibrationOptions
 
-    def once(self, rows: EncodedRows) -> _Once:
-        """Statistics and a cut on some rows."""
-        base, method = self.base, self.method
-        device = device_of(base.model)
-        clock = _clock(device)
-        first = max(1, round(self.differentiated * len(rows)))
+    def pass_over(self, rows: EncodedRows, clock: StageClock | None = None, *, share: float = 0.0) -> Calibrated:
+        """Statistics on some rows; a share of them is differentiated, by default that of the whole set."""
+        base, device = self.base, device_of(self.base.model)
+        first = max(1, round((share or self.differentiated) * len(rows)))
         packed = pack(rows, tokens_per_batch=self.options.tokens_per_batch, device=device, differentiated=first)
         setting = replace(base.data.setting, shelf=Shelf(base.data.setting.shelf.limit))
         data = CalibrationSet(packed, base.data.lengths, self.options.seed, setting)
-        own = taken(base.subject, base.network, data, base.reading, needs=Needs.of(method), clock=clock)
-        own = replace(own, whole=base.whole)
+        needs = Needs.of(self.method)
+        own = taken(base.subject, base.network, data, base.reading, needs=needs, clock=clock or _clock(device))
+        return replace(own, whole=base.whole)
+
+    def once(self, rows: EncodedRows) -> _Once:
+        """Statistics and a cut on some rows."""
+        method, clock = self.method, _clock(device_of(self.base.model))
+        own = self.pass_over(rows, clock)
         if isinstance(method.selection, SecondOrder):
             keys = curve_keys(own.sublayers, method.selection)
             assumed = assumed_curves(own.sublayers, bounds_for(own, self.budget))
             own.curves.update({keys[name]: curve for name, curve in assumed.items()})
         pruned = cut(own, self.budget, method, clock=clock)
-        return _Once(own, pruned, Tokens.of(packed), clock.seconds)
+        return _Once(own, pruned, Tokens.of(own.data.batches), clock.seconds)
 
 
 def _scaled(first: _Once, second: _Once, ahead: Tokens) -> dict[str, float]:
