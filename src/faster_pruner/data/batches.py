@@ -195,10 +195,16 @@ def pack(
     return batches
 
 
+def packing(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int = 0) -> list[list[list[int]]]:
+    """Which rows of these lengths `pack` puts together: batches that are differentiated, and the others."""
+    parts = (range(differentiated), range(differentiated, len(lengths)))
+    return [list(_packed(lengths, part, tokens_per_batch)) for part in parts]
+
+
 def padded_tokens(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int = 0) -> int:
     """How many tokens, padding included, `pack` makes of rows of these lengths."""
-    parts = (range(differentiated), range(differentiated, len(lengths)))
-    packed = [chosen for part in parts for chosen in _packed(lengths, part, tokens_per_batch)]
+    parts = packing(lengths, tokens_per_batch=tokens_per_batch, differentiated=differentiated)
+    packed = [chosen for part in parts for chosen in part]
     return sum(len(chosen) * max(1, *(lengths[i] for i in chosen)) for chosen in packed)
 
 

@@ -68,7 +68,7 @@ def calibrate(
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
     limit = default_limit(device) if options.memory_limit is None else options.memory_limit
     setting = PassSetting(precision=_precision(subject.model, options, batches[-1]), shelf=Shelf(limit))
-    data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
+    data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting)
     network = Network(subject.model, sublayers)
     calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
     whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
@@ -248,7 +248,7 @@ def _most_varied(batches: Sequence[Batch]) -> Batch:
     return max(batches, key=spread)
 
 
-def _lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: Reading) -> Mapping[str, float]:
+def mean_lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: Reading) -> Mapping[str, float]:
     """Mean real tokens per row, by stack."""
     rows = sum(batch.rows.numel() for batch in batches)
     found: dict[str, float] = {}

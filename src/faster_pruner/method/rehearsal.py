@@ -8,16 +8,16 @@ elimination of each kind, however large the run will be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from faster_pruner.costs.budget import Budget
-from faster_pruner.data.batches import EncodedRows, pack, padded_tokens, rows_of, rows_with
+from faster_pruner.data.batches import EncodedRows, pack, packing, padded_tokens, rows_of, rows_with
 from faster_pruner.host.devices import MOST_WORKERS
 from faster_pruner.host.spill import Shelf, default_limit
-from faster_pruner.method.algorithm import calibrate, cut, taken
+from faster_pruner.method.algorithm import calibrate, cut, mean_lengths, taken
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.method.memory import Tokens, memory_terms, peak_memory, reset_peak, within_limit
@@ -31,6 +31,8 @@ from faster_pruner.progress import Silent, StageClock
 # Tokens of the calibration sets: moments are multiplied in pieces of the second size (`linalg.gram`).
 # Those of the first one are to make libraries ready.
 FIRST, SMALL, LARGE = 256, 1024, 3 * 1024
+# Rows that the structure is found on.
+_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +94,18 @@ def rehearse(
         differentiated=sum(lengths[:differentiated]),
         padded=padded_tokens(lengths, tokens_per_batch=options.tokens_per_batch, differentiated=differentiated),
     )
-    few, small, large = (_repeated(whole, count, tokens) for tokens in (FIRST, SMALL, LARGE))
-    base = calibrate(subject, few, method, options, clock=clock)
+    batches = packing(lengths, tokens_per_batch=options.tokens_per_batch, differentiated=differentiated)
+    typical = [_typical(part, lengths) for part in batches]
+    few, small, large = (_sample(whole, typical, ahead, tokens) for tokens in (FIRST, SMALL, LARGE))
+    if ahead.real <= LARGE:
+        large = _Sample(rows_of(whole, [i % len(whole) for i in range(count)]), differentiated)
+    base = calibrate(subject, rows_of(whole, range(min(_ROWS, len(whole)))), method, options, clock=clock)
+    packed = pack(whole, tokens_per_batch=options.tokens_per_batch, device=device)
+    base = replace(base, data=replace(base.data, lengths=mean_lengths(base.sublayers, packed, base.reading)))
     structure = clock.seconds["structure"]
-    rehearsal = _Rehearsal(
-        base=base, differentiated=differentiated / count, method=method, budget=budget, options=options
-    )
+    rehearsal = _Rehearsal(base=base, method=method, budget=budget, options=options)
     reset_peak(device)
-    rehearsal.pass_over(_full_batch(whole, count, options.tokens_per_batch), share=1.0)
+    rehearsal.pass_over(_full_batch(whole, count, options.tokens_per_batch))
     rehearsal.once(few)
     first = rehearsal.once(small)
     second = rehearsal.once(large)
@@ -127,18 +133,45 @@ def _clock(device: torch.device) -> StageClock:
     return StageClock(Silent(), synchronise=torch.cuda.synchronize if device.type == "cuda" else None)
 
 
-def _repeated(rows: EncodedRows, count: int, tokens: int) -> EncodedRows:
-    """Rows with so many tokens, the first ones again where there are too few; no more than `count`."""
-    each = sum(rows.lengths) / len(rows)
-    wanted = min(count, max(1, round(tokens / max(1.0, each))))
-    return rows_of(rows, [i % len(rows) for i in range(wanted)])
+@dataclass(frozen=True)
+class _Sample:
+    """Rows, of which the first ones are differentiated."""
+
+    rows: EncodedRows
+    differentiated: int
 
 
-def _full_batch(rows: EncodedRows, count: int, tokens: int) -> EncodedRows:
+def _typical(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> Sequence[int]:
+    """The rows of the batch that has the middle one of all tokens; none where there is no batch."""
+    half, seen = sum(lengths[i] for batch in batches for i in batch) / 2, 0
+    for batch in batches:
+        seen += sum(lengths[i] for i in batch)
+        if seen >= half:
+            return batch
+    return ()
+
+
+def _sample(rows: EncodedRows, typical: Sequence[Sequence[int]], ahead: Tokens, tokens: int) -> _Sample:
+    """Rows with so many tokens, of one length as those of a batch are: the same share of them differentiated."""
+    chosen: list[int] = []
+    counts: list[int] = []
+    lengths, share = rows.lengths, ahead.differentiated / max(1, ahead.real)
+    for batch, wanted in zip(typical, (share * tokens, (1 - share) * tokens), strict=True):
+        own, got = [i % len(rows) for i in batch], 0
+        before = len(chosen)
+        while own and (got < wanted or (not before and not got)):
+            chosen.append(own[(len(chosen) - before) % len(own)])
+            got += max(1, lengths[chosen[-1]])
+        counts.append(len(chosen) - before)
+    return _Sample(rows_of(rows, chosen), counts[0])
+
+
+def _full_batch(rows: EncodedRows, count: int, tokens: int) -> _Sample:
     """Rows that make the largest batch that there will be: what a pass holds at once is in proportion to it."""
     lengths = rows.lengths
     longest = max(range(len(rows)), key=lengths.__getitem__)
-    return rows_of(rows, [longest] * max(1, min(count, tokens // max(1, lengths[longest]))))
+    times = max(1, min(count, tokens // max(1, lengths[longest])))
+    return _Sample(rows_of(rows, [longest] * times), times)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,33 +180,30 @@ class _Rehearsal:
 
     Attributes:
         base: that structure, lengths and precision are taken of.
-        differentiated: share of the rows that the backward runs for.
         method: that is run.
         budget: that it cuts to.
         options: of the calibration.
     """
 
     base: Calibrated
-    differentiated: float
     method: Method
     budget: Budget
     options: CalibrationOptions
 
-    def pass_over(self, rows: EncodedRows, clock: StageClock | None = None, *, share: float = 0.0) -> Calibrated:
-        """Statistics on some rows; a share of them is differentiated, by default that of the whole set."""
-        base, device = self.base, device_of(self.base.model)
-        first = max(1, round((share or self.differentiated) * len(rows)))
-        packed = pack(rows, tokens_per_batch=self.options.tokens_per_batch, device=device, differentiated=first)
+    def pass_over(self, sample: _Sample, clock: StageClock | None = None) -> Calibrated:
+        """Statistics on some rows."""
+        base, device, most = self.base, device_of(self.base.model), self.options.tokens_per_batch
+        packed = pack(sample.rows, tokens_per_batch=most, device=device, differentiated=sample.differentiated)
         setting = replace(base.data.setting, shelf=Shelf(base.data.setting.shelf.limit))
         data = CalibrationSet(packed, base.data.lengths, self.options.seed, setting)
         needs = Needs.of(self.method)
         own = taken(base.subject, base.network, data, base.reading, needs=needs, clock=clock or _clock(device))
         return replace(own, whole=base.whole)
 
-    def once(self, rows: EncodedRows) -> _Once:
+    def once(self, sample: _Sample) -> _Once:
         """Statistics and a cut on some rows."""
         method, clock = self.method, _clock(device_of(self.base.model))
-        own = self.pass_over(rows, clock)
+        own = self.pass_over(sample, clock)
         if isinstance(method.selection, SecondOrder):
             keys = curve_keys(own.sublayers, method.selection)
             assumed = assumed_curves(own.sublayers, bounds_for(own, self.budget))
