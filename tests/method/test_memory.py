@@ -43,6 +43,8 @@ def test_the_formula_by_hand() -> None:
         "suspended": 120 * (4 * 4 * 24 + 8 * 24),
         "eliminations": 32 * 40**2 * 2,
     }
+    fitted = memory_terms(model, sublayers_of(model), tokens, item=4, threads=2, descent=True)
+    assert fitted == {**found, "descent": 4 * 24 * 220}
     limit = found["hidden states"] + found["suspended"] // 4
     bounded = within_limit(found, limit)
     assert bounded["hidden states"] == found["hidden states"]

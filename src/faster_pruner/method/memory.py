@@ -46,7 +46,13 @@ class Tokens:
 
 
 def memory_terms(
-    model: nn.Module, sublayers: Sequence[Sublayer], tokens: Tokens, *, item: int, threads: int
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    tokens: Tokens,
+    *,
+    item: int,
+    threads: int,
+    descent: bool = False,
 ) -> dict[str, int]:
     """Bytes that the default method needs beyond a process that has loaded a model and run one forward and backward.
 
@@ -60,6 +66,8 @@ def memory_terms(
         tokens: of the calibration set.
         item: bytes of a number in the passes: 2 in bfloat16, else 4.
         threads: that eliminations share.
+        descent: whether all matrices of a sublayer are fitted: what its branch is called with (d for every padded
+            token) and what it should make (d for every real one), float32, stay for as long as that takes.
     """
     width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
     heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
@@ -70,7 +78,7 @@ def memory_terms(
         "hidden states": item * width * (layers * (tokens.real + tokens.differentiated) + tokens.real),
         "suspended": tokens.padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width),
         "eliminations": _MATRICES * _DOUBLE * widest**2 * min(threads, MOST_WORKERS),
-    }
+    } | ({"descent": _SINGLE * width * (tokens.real + tokens.padded)} if descent else {})
 
 
 def within_limit(terms: dict[str, int], limit: int | None) -> dict[str, int]:

@@ -25,7 +25,7 @@ from faster_pruner.method.selecting import assumed_curves, bounds_for, curve_key
 from faster_pruner.method.statistics import Needs
 from faster_pruner.model.passes import device_of
 from faster_pruner.model.spec import Sublayer
-from faster_pruner.options import CalibrationOptions, Method, SecondOrder
+from faster_pruner.options import CalibrationOptions, Method, SecondOrder, Weights
 from faster_pruner.progress import Silent, StageClock
 
 # Tokens of the calibration sets: moments are multiplied in pieces of the second size (`linalg.gram`).
@@ -117,7 +117,7 @@ def rehearse(
     seconds = {"structure": structure} | _scaled(first, second, ahead)
     seconds["selection"] = seconds.get("selection", 0.0) + eliminated
     limit = default_limit(device) if options.memory_limit is None else options.memory_limit
-    more, later, spilled = _more_memory(second, ahead, limit)
+    more, later, spilled = _more_memory(second, ahead, limit, descent=rehearsal.descends)
     return Rehearsed(
         calibrated=second.calibrated,
         pruned=second.pruned,
@@ -190,6 +190,13 @@ class _Rehearsal:
     budget: Budget
     options: CalibrationOptions
 
+    @property
+    def descends(self) -> bool:
+        """Whether the recovery ends with a descent."""
+        share = min(bound.share for bound in bounds_for(self.base, self.budget))
+        last = self.method.recovering(share, last=True).recovery
+        return isinstance(last, Weights) and last.descent is not None
+
     def pass_over(self, sample: _Sample, clock: StageClock | None = None) -> Calibrated:
         """Statistics on some rows."""
         base, device, most = self.base, device_of(self.base.model), self.options.tokens_per_batch
@@ -243,15 +250,17 @@ def _elimination(calibrated: Calibrated, options: SecondOrder) -> float:
     return total
 
 
-def _more_memory(seen: _Once, ahead: Tokens, limit: int) -> tuple[int, int, int]:
-    """Bytes of hidden states, and of suspended forwards, that all tokens need beyond those seen; bytes for files."""
+def _more_memory(seen: _Once, ahead: Tokens, limit: int, *, descent: bool) -> tuple[int, int, int]:
+    """Bytes of hidden states, and of what recovery holds, that all tokens need beyond those seen; bytes for files."""
     calibrated = seen.calibrated
     item = 2 if calibrated.data.setting.precision == "bfloat16" else 4
     now, whole = (
-        memory_terms(calibrated.model, calibrated.sublayers, each, item=item, threads=torch.get_num_threads())
+        memory_terms(
+            calibrated.model, calibrated.sublayers, each, item=item, threads=torch.get_num_threads(), descent=descent
+        )
         for each in (seen.tokens, ahead)
     )
     bounded = within_limit(whole, limit)
     hidden, suspended = (max(0, bounded[key] - now[key]) for key in ("hidden states", "suspended"))
     spilled = sum(whole[key] - bounded[key] for key in ("hidden states", "suspended"))
-    return hidden, suspended, spilled
+    return hidden, suspended + whole.get("descent", 0) - now.get("descent", 0), spilled
