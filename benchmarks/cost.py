@@ -27,9 +27,10 @@ from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_resu
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack
-from faster_pruner.host.devices import MOST_WORKERS, pick_device
+from faster_pruner.host.devices import pick_device
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
+from faster_pruner.method.memory import Tokens, memory_terms, within_limit
 from faster_pruner.model.passes import activation_gradients_only
 from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.spec import base_prefix
@@ -137,41 +138,6 @@ def stages(
     return found
 
 
-def real_of(batch: Batch) -> torch.Tensor:
-    """[B, S]: the real tokens."""
-    assert batch.mask is not None
-    return batch.mask
-
-
-def predicted_memory(model: PreTrainedModel, batches: list[Batch], precision: str) -> dict[str, int]:
-    """The formula of docs/cost.md: bytes beyond a process that has run one FB, for the default preset.
-
-    student copy + statistics (n^2 + d^2 per sublayer, float32) + hidden states (per sublayer d for every real token,
-    and d again for every differentiated one; in the last layer for all tokens once) + suspended forwards (largest
-    sublayer's activations of all padded tokens) + eliminations side by side (four float64 n x n each).
-    """
-    sublayers = sublayers_of(model)
-    real = sum(int(real_of(batch).sum()) for batch in batches)
-    differentiated = sum(int(real_of(batch).sum()) for batch in batches if batch.differentiated)
-    padded = sum(real_of(batch).numel() for batch in batches)
-    width, widest = sublayers[0].width, max(s.columns for s in sublayers)
-    heads = max(s.columns for s in sublayers if s.spec.mixes_tokens)
-    size = 2 if precision == "bfloat16" else 4
-    return {
-        "student": 4 * sum(p.numel() for p in model.parameters()),
-        "statistics": 4 * sum(s.columns**2 + s.width**2 for s in sublayers),
-        "hidden states": size * width * ((len(sublayers) - 2) * (real + differentiated) + real),
-        "suspended": padded * (max(size * widest, 4 * size * heads) + 2 * 4 * width),
-        "eliminations": 4 * 8 * widest**2 * min(torch.get_num_threads(), MOST_WORKERS),
-    }
-
-
-def resident_mb() -> float:
-    """Resident memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1024**2
-
-
 def memory_run(name: str, limit: int | None) -> dict[str, Any]:
     """One case in this process: peak after one FB, peak after the whole run, and the formula."""
     device = torch.device("cpu")
@@ -185,11 +151,9 @@ def memory_run(name: str, limit: int | None) -> dict[str, Any]:
     calibrated = calibrate(subject_for(model), rows, PRESETS["default"], options)
     cut(calibrated, FIRST, PRESETS["default"])
     seconds = time.perf_counter() - started
-    terms = predicted_memory(model, calibrated.data.batches, precision)
-    if limit is not None:
-        kept = min(limit, terms["hidden states"])
-        terms["suspended"] = min(terms["suspended"], limit - kept + terms["suspended"] // 2)
-        terms["hidden states"] = kept
+    tokens, item = Tokens.of(calibrated.data.batches), 2 if precision == "bfloat16" else 4
+    terms = memory_terms(model, sublayers_of(model), tokens, item=item, threads=torch.get_num_threads())
+    terms = within_limit(terms, limit)
     return {
         "case": name,
         "limit_mb": None if limit is None else limit / 1024**2,

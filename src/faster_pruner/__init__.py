@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from faster_pruner.api.in_memory import PrunedModel, prune_model
     from faster_pruner.api.inspect import inspect
     from faster_pruner.api.outcome import PruneResult
+    from faster_pruner.api.plan import plan
     from faster_pruner.api.prune import prune
     from faster_pruner.api.run import Run
     from faster_pruner.api.sweep import SweepResult, sweep
@@ -58,6 +59,7 @@ _HOMES = {
     "evaluate": "api.evaluate",
     "inspect": "api.inspect",
     "load": "checkpoint.opening",
+    "plan": "api.plan",
     "preset": "options",
     "prune": "api.prune",
     "prune_model": "api.in_memory",
@@ -88,6 +90,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "load",
+    "plan",
     "preset",
     "prune",
     "prune_model",

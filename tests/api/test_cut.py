@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from safetensors.torch import load_file
 import tiny
 from command import run
 from faster_pruner import Budget, CalibrationOptions, Data, Output, cut_again, load, prune
+from faster_pruner.api import dense_scores, outcome
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.errors import DataError, OutputError
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.method.kept import load_statistics
+from faster_pruner.objectives.evaluation import predict_rows
 from faster_pruner.objectives.registry import objective_of
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
@@ -52,6 +56,57 @@ def test_a_later_cut_is_the_one_that_a_run_of_its_own_would_have_made(
     later, own = weights(tmp_path / "later"), weights(tmp_path / "own")
     assert later.keys() == own.keys()
     assert all(torch.equal(later[name], own[name]) for name in own)
+
+
+def test_the_dense_model_is_not_evaluated_again(
+    kept: Path, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its predictions are kept with the statistics; they are of use for the very rows alone."""
+    asked: list[torch.nn.Module] = []
+    original = outcome.predict_rows
+    monkeypatch.setattr(outcome, "predict_rows", lambda model, *rest: (asked.append(model), original(model, *rest))[1])
+    rows = Data(task="sst2", folder=data)
+    again = cut_again(kept, macs=0.5, data=rows)
+    assert [module is again.model for module in asked] == [True]
+    asked.clear()
+    own = prune(checkpoint, rows, macs=0.5, calibration=ROWS)
+    assert [module is own.model for module in asked] == [False, True]
+    assert again.report.before == own.report.before
+    assert again.report.after == own.report.after
+    assert again.report.confidence == own.report.confidence
+    # other rows, or the same ones under other labels, are predicted
+    asked.clear()
+    few = cut_again(kept, macs=0.5, data=replace(rows, judged=10))
+    assert [module is few.model for module in asked] == [False, True]
+    assert few.report.before["validation"].rows == 10
+    turned = [{**row, "label": 1 - row["label"]} for row in tiny.make_texts("sst2", 24, 1)]
+    tiny.write_jsonl(tmp_path / "turned" / "validation.jsonl", turned)
+    asked.clear()
+    other = cut_again(kept, macs=0.5, data=Data(task="sst2", folder=tmp_path / "turned"))
+    assert len(asked) == 2
+    assert other.report.before["validation"].value == pytest.approx(100 - own.report.before["validation"].value)
+
+
+def test_a_run_that_keeps_statistics_asks_the_dense_model_once(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.nn.Module] = []
+    original = predict_rows
+
+    def predict(model: torch.nn.Module, *rest: Any) -> Any:
+        asked.append(model)
+        return original(model, *rest)
+
+    monkeypatch.setattr(outcome, "predict_rows", predict)
+    monkeypatch.setattr(dense_scores, "predict_rows", predict)
+    output = Output(statistics=tmp_path / "kept")
+    result = prune(checkpoint, Data(task="sst2", folder=data), macs=0.7, output=output, calibration=ROWS)
+    assert [module is result.model for module in asked] == [False, True]
+    # without evaluation there is nothing to keep
+    bare = Output(statistics=tmp_path / "bare")
+    prune(checkpoint, Data(task="sst2", folder=data, judged=0), macs=0.7, output=bare, calibration=ROWS)
+    assert not (tmp_path / "bare" / "scores.safetensors").exists()
+    assert (tmp_path / "kept" / "scores.safetensors").exists()
 
 
 def test_which_rows_were_differentiated_is_kept(kept: Path, checkpoint: Path) -> None:

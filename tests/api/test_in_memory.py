@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import colours
 import tiny
 from faster_pruner import Budget, Limit, Objective, Predictions, load, prune_model
 from faster_pruner.data.batches import Batch
@@ -48,6 +49,19 @@ def test_the_result_is_a_smaller_model_and_the_given_one_is_left_alone() -> None
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert result.report.before == {}
+
+
+def test_of_what_has_no_tokens_nothing_was_cut() -> None:
+    """Of texts that somebody else has encoded, nobody knows."""
+    model = colours.make_vit()
+    size = model.config.image_size
+    images = [{"pixel_values": torch.rand(6, 3, size, size)} for _ in range(3)]
+    found = prune_model(model, images, macs=0.6).report.lengths
+    assert found is not None
+    assert found.truncated == 0
+    texts = prune_model(tiny.make_model(), dictionaries()).report.lengths
+    assert texts is not None
+    assert texts.truncated is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

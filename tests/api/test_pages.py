@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 import colours
 import tiny
@@ -19,6 +21,7 @@ from faster_pruner import prune_vocabulary as fewer_tokens
 from faster_pruner.api import sweep as sweeping
 from faster_pruner.errors import OutputError
 from faster_pruner.host.marks import is_our_file, strangers
+from faster_pruner.report import print_vocabulary
 from faster_pruner.results import strict_json
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
@@ -175,12 +178,20 @@ def test_a_vocabulary_is_worth_more_than_its_page(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> str:
-        raise ArithmeticError
+        raise ArithmeticError("a name nobody can draw")
 
     monkeypatch.setattr("faster_pruner.api.vocabulary.page_of", fail)
-    fewer_tokens(checkpoint, ["w1 w2"], output=tmp_path / "out", held_out=0)
+    found = fewer_tokens(checkpoint, ["w1 w2"], output=tmp_path / "out", held_out=0).report
     assert not (tmp_path / "out" / "report.html").exists()
     load(tmp_path / "out")
+    # and that is said, as of every other result
+    (warning,) = found.warnings
+    assert "there is no report.html" in warning
+    assert "a name nobody can draw" in warning
+    assert told(tmp_path / "out")["vocabulary"]["warnings"] == [warning]
+    console = Console(width=80, file=io.StringIO())
+    print_vocabulary(found, console)
+    assert "note: there is no report.html" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_sweep_has_a_page_of_all_and_one_of_each(checkpoint: Path, data: Path, tmp_path: Path) -> None:

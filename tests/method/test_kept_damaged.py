@@ -54,6 +54,7 @@ def swapped(folder: Path) -> None:
 
 
 FFN, BATCHES, INDEX = "layers.0.ffn.safetensors", "batches.safetensors", "statistics.json"
+SCORES = "scores.safetensors"
 CHANGES: dict[str, Change] = {
     "swapped files": swapped,
     "missing file": lambda folder: (folder / FFN).unlink(),
@@ -86,6 +87,9 @@ CHANGES: dict[str, Change] = {
     **{f"whole {value!r}": put(whole=value) for value in (None, 3, [1])},
     **{f"method {value!r}": put(method=value) for value in (None, 3, {}, "default", {"selection": 3})},
     **{f"calibration {value!r}": put(calibration=value) for value in (None, 3, {"x": 1}, {"rows": "x"}, [1])},
+    **{f"scores {value!r}": put(scores=value) for value in (None, 3, [1], "x", {"validation": "k", "other": "l"})},
+    "missing scores": lambda folder: (folder / SCORES).unlink(),
+    "scores of garbage": lambda folder: (folder / SCORES).write_bytes(b"garbage"),
     **{f"without {key}": index(lambda raw, key=key: raw.pop(key)) for key in ("order", "rules", "files", "method")},
 }
 

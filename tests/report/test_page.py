@@ -14,14 +14,14 @@ import pytest
 import reports
 from badness import bad_input
 from faster_pruner.errors import DataError
-from faster_pruner.report.page import pictures, words
+from faster_pruner.report.page import pictures, tried, words
 from faster_pruner.report.page.drawing import Axis, Picture
 from faster_pruner.report.page.family import Member, family_page, family_pictures
 from faster_pruner.report.page.markup import escaped, tag
 from faster_pruner.report.page.page import page
 from faster_pruner.report.page.stored import read_result
 from faster_pruner.report.page.tokens import tokens_page
-from faster_pruner.results import Lengths, PruneReport, strict_json
+from faster_pruner.results import Lengths, LimitResult, PruneReport, strict_json
 
 SPLIT = "validation"
 
@@ -86,6 +86,49 @@ def test_every_section_is_there() -> None:
         "second-order",
     ):
         assert figure in shown, figure
+
+
+def test_what_was_tried_is_shown() -> None:
+    """The sizes on the way to the smallest model within a drop: a line for each, and a picture."""
+    text = page(reports.searched(), masks=reports.masks())
+    assert "What was tried" in titles(text)
+    assert "What was tried" not in titles(whole())
+    shown = said(parsed(text))
+    for figures in ("50.0% 92.20 −0.40 −0.90 to +0.10 yes", "25.0% 90.10 −2.50 −3.40 to −1.60 no"):
+        assert figures in shown
+    assert "accuracy of the dense model: 92.60" in shown
+
+
+def test_the_picture_of_what_was_tried() -> None:
+    """Filled where it is within the drop, each at its share and its change, and a line at what may be lost."""
+    picture = tried.tried(reports.searched())
+    found = drawn(picture)
+    spots = found.findall(".//{*}circle") or list(found.iter("circle"))
+    by_share = sorted(reports.probes(), key=lambda probe: probe.macs)
+    assert ["hollow" not in spot.get("class", "") for spot in spots] == [probe.within for probe in by_share]
+    across = [float(spot.get("cx", "")) for spot in spots]
+    per_percent = (across[-1] - across[0]) / (50 - 25)
+    assert across == pytest.approx([across[0] + per_percent * (100 * p.macs - 25) for p in by_share], abs=0.2)
+    # the dense model's line is at no change, the mark at a point less: heights are linear in the change
+    (dense,), (mark,) = (of_class(found, name, "line") for name in ("dashed", "mark"))
+    zero, point = float(dense.get("y1", "")), float(mark.get("y1", ""))
+    heights = [float(spot.get("cy", "")) for spot in spots]
+    changes = [probe.after - probe.before for probe in by_share]
+    assert heights == pytest.approx([zero - (point - zero) * change for change in changes], abs=0.3)
+    # where the options say nothing of a drop, or a loss is judged
+    assert not of_class(drawn(tried.tried(reports.report(probes=reports.probes()))), "mark", "line")
+    broken = [replace(probe, low=math.nan) for probe in reports.probes()]
+    assert tried.tried(reports.report(probes=broken)) is None
+    assert "not known" in said(parsed(whole(probes=broken)))
+
+
+def test_limits_in_time_have_their_unit() -> None:
+    limit = LimitResult(
+        cost="latency", dense=0.02, asked=0.008, pruned=0.0077, measured=0.00812, where="1 x 128 in torch"
+    )
+    shown = said(parsed(whole(limits=[limit])))
+    assert "latency, 1 x 128 in torch 20 ms 8 ms 8.12 ms" in shown
+    assert "of the latency: 40.6% are left" in shown
 
 
 def test_a_change_beyond_the_noise_is_not_called_noise() -> None:

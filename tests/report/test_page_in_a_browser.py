@@ -84,6 +84,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bare": page(reports.report(before={}, after={}, latency=[], lengths=None, limits=[]), masks={}),
         "hostile": page(reports.report(model=stranger, task=stranger, warnings=[stranger]), masks={}),
         "family": family_page([*family, Member("macs-0.01", None, failed=stranger)]),
+        "searched": page(reports.searched(), masks=reports.masks()),
         "tokens": tokens_page(reports.vocabulary()),
     }
     folder = tmp_path_factory.mktemp("pages")
@@ -109,7 +110,7 @@ def chromium() -> Iterator[browser.Browser]:
 @pytest.mark.parametrize(
     ("width", "dark"), [(320, False), (390, True), (820, False), (1280, False), (1280, True)], ids=str
 )
-@pytest.mark.parametrize("name", ["one", "deep", "bare", "hostile", "family", "tokens"])
+@pytest.mark.parametrize("name", ["one", "deep", "bare", "hostile", "family", "searched", "tokens"])
 def test_it_is_shown_as_it_should(
     name: str, width: int, dark: bool, chromium: browser.Browser, pages: dict[str, Path], screenshots: Path
 ) -> None:

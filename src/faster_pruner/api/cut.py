@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from faster_pruner.api.dense_scores import keys_of, remembered
 from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
@@ -48,7 +49,8 @@ def cut_again(
         statistics: folder that `prune` kept (`Output.statistics`).
         macs: as in `prune`.
         output: as in `prune`.
-        data: evaluate on these; None evaluates nothing.
+        data: evaluate on these; None evaluates nothing. Where the run that kept the statistics evaluated on the same
+            rows, the dense model is not asked again.
         model: the dense checkpoint; by default where it was then.
         memory_limit: as in `CalibrationOptions`.
         run: as in `prune`.
@@ -75,7 +77,12 @@ def cut_again(
     with clock.stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
+<<<<<<< HEAD
         subject = subject_of(opened, objective_for(opened, asked), read_method(folder).attention_unit)
+=======
+        objective = objective_for(opened, asked)
+        subject = subject_of(opened, objective)
+>>>>>>> plan
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
         training = None
@@ -106,6 +113,7 @@ def cut_again(
         splits=splits,
         licence=licence,
         training=training,
+        said=remembered(kept.scores, keys_of(opened, objective, splits), splits) if kept.scores else {},
     )
     return carried_out(job, target, clock)
 

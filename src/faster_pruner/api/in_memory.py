@@ -43,6 +43,8 @@ from faster_pruner.results import PruneReport
 
 # Of the batches to distil on, one in so many judges.
 _ONE_IN = 8
+# What texts are given as; of images and the like nothing is cut.
+_TOKENS = "input_ids"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def prune_model(
         method=how,
         options=replace(options, rows=sum(batch.rows.numel() for batch in own)),
         calibration_hash=digest(own),
+        truncated=_cut_off(own),
         timed_on=[own[0].inputs],
         training=training,
     )
@@ -160,6 +163,11 @@ def prune_model(
     pruned: Any = outcome.pruned.model
     given = pruned if dtype == torch.float32 else in_dtype(pruned, dtype)
     return PrunedModel(given, outcome.report, job, outcome)
+
+
+def _cut_off(batches: list[Batch]) -> int | None:
+    """Rows that were cut because they were too long: none of what has no tokens; of texts, nobody says so here."""
+    return 0 if not any(_TOKENS in batch.inputs for batch in batches) else None
 
 
 def _split(batches: list[Batch]) -> Unlabelled:

@@ -89,6 +89,7 @@ class Job:
         training: what comes after the recovery, if anything.
         judges: training rows that nothing is calibrated on, where the smallest model within a drop is asked for.
         said: what the dense model predicts, by split: asked once, whatever is cut from it.
+        score_keys: by split, what these predictions are kept under; empty where they are not kept.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Job:
     training: Training | None = None
     judges: EncodedRows | None = None
     said: dict[str, Predicted] = field(default_factory=dict[str, Predicted])
+    score_keys: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def dense(self) -> Dense:

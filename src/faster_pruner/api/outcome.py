@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
 
 # Batches of the calibration set that the reopened checkpoint is compared on.
-_BATCHES_TO_VERIFY = 2
+BATCHES_TO_VERIFY = 2
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def save(job: Job, outcome: Outcome, output: Output, clock: StageClock) -> Prune
             )
             if job.head is not None:
                 write_head(staging, job.head)
-            verified = verify(staging, pruned.model, job.calibrated.data.batches[-_BATCHES_TO_VERIFY:])
+            verified = verify(staging, pruned.model, job.calibrated.data.batches[-BATCHES_TO_VERIFY:])
         size = replace(outcome.report.pruned, bytes=weight_bytes(staging))
         report = replace(outcome.report, verified=verified, pruned=size, seconds=clock.seconds)
         written = _write_reports(staging, job, pruned, report, name=folder.name)

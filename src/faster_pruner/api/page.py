@@ -16,6 +16,7 @@ from faster_pruner.report.page.page import page
 from faster_pruner.report.page.pictures import of_a_model
 from faster_pruner.report.page.stored import Stored, read_result
 from faster_pruner.report.page.tokens import tokens_left, tokens_page
+from faster_pruner.report.page.tried import tried
 
 
 def write_page(folder: str | Path, *, pictures: str | Path | None = None) -> list[Path]:
@@ -91,7 +92,9 @@ def _of_one(found: Stored) -> tuple[str, list[Picture]]:
         assert found.vocabulary is not None
         return tokens_page(found.vocabulary), tokens
     text = page(found.report, masks=found.masks, vocabulary=found.vocabulary)
-    return text, [*of_a_model(found.report, found.masks), *tokens]
+    probed = tried(found.report)
+    more = tokens if probed is None else [probed, *tokens]
+    return text, [*of_a_model(found.report, found.masks), *more]
 
 
 def _whatever_it_says(make: Callable[[], tuple[str, list[Picture]]], folder: Path) -> tuple[str, list[Picture]]:

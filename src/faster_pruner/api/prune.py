@@ -9,6 +9,8 @@ from typing import Any, overload
 from torch import nn
 
 from faster_pruner.api.corpus import Corpus, Texts, Vocabulary, as_vocabulary
+from faster_pruner.api.dense_scores import asked as asked_of_dense
+from faster_pruner.api.dense_scores import keys_of
 from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
@@ -36,7 +38,7 @@ from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Calibrated
-from faster_pruner.method.kept import About, kept_bytes, save_statistics
+from faster_pruner.method.kept import About, Kept, kept_bytes, save_statistics
 from faster_pruner.model.precision import choose_precision, usual_torch
 from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
 from faster_pruner.progress import StageClock
@@ -219,6 +221,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         given=before,
         vocabulary=None if smaller is None else smaller.report,
         training=training,
+        score_keys={} if target.statistics_path is None else keys_of(opened, objective, splits),
     )
 
 
@@ -257,8 +260,10 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
     if output.statistics_path is None:
         return
     about = About(model=job.place, task=job.task, calibration_hash=job.calibration_hash, truncated=job.truncated)
+    with clock.stage("evaluation"):
+        scores = asked_of_dense(job)
     with clock.stage("keep statistics"), replacing(output.statistics_path, overwrite=False) as staging:
-        save_statistics(staging, job.calibrated, job.method, job.options, about)
+        save_statistics(staging, Kept(job.calibrated, job.method, job.options, scores), about)
 
 
 def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:

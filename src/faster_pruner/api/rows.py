@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from faster_pruner.checkpoint.opening import Opened
-from faster_pruner.data.batches import EncodedRows, part_of
+from faster_pruner.data.batches import EncodedRows, part_of, rows_with
 from faster_pruner.data.files import Rows
 from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
 from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample, some_of
@@ -22,12 +22,15 @@ from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import KINDS, TASKS, kind_for, kind_of
 from faster_pruner.objectives.retrieval import joined, searched
 from faster_pruner.options import CalibrationOptions, Distillation
+from faster_pruner.progress import Silent, StageClock
 
 _FEWEST_ROWS = 8
 # Rows that a distillation of a given time chooses from, and those that judge it.
 _MOST_ROWS, _MOST_HELD_OUT = 65_536, 1024
 # Training rows that judge a drop.
 _MOST_JUDGES, _FEWEST_JUDGES = 4096, 16
+# Rows of a split that are encoded where only the time that all of them take is asked for; and tokens that are judged.
+_FEW, _FEW_TO_JUDGE, _TOKENS_TO_JUDGE = 256, 96, 2048
 
 
 def describe(data: Data) -> Task:
@@ -192,11 +195,7 @@ def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: in
         return {}
     folder = _retrieval_folder(source, task, opened)
     if folder is not None:
-        if source.judged is not None:
-            raise OptionError(
-                "a retrieval folder is evaluated with all of its queries, or not at all", option="no_eval"
-            )
-        return _search(folder, source.documents, opened, max_length)
+        return _search(folder, source, opened, max_length)
     splits: dict[str, EncodedRows] = {}
     for place, (name, names) in enumerate(task.evaluation):
         try:
@@ -209,6 +208,80 @@ def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: in
             rows = some_of(rows, source.judged, together=_together(task, opened))
         splits[name] = encoded(rows, task, opened, max_length)
     return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Few:
+    """The first rows of a split, and what is known of all of them.
+
+    Attributes:
+        rows: encoded.
+        all: how many encoded rows there will be, about.
+        seconds: to read and encode them all, about.
+    """
+
+    rows: EncodedRows
+    all: int
+    seconds: float
+
+
+def few_calibration_rows(
+    source: Source, task: Task, opened: Opened, options: CalibrationOptions, *, labelled: bool
+) -> Few:
+    """The first rows of the calibration set. Raises DataError."""
+    clock, folder = StageClock(Silent()), _retrieval_folder(source, task, opened)
+    with clock.stage("read"):
+        if folder is not None:
+            asked = min(options.rows, sum(map(len, texts_to_calibrate(folder, options.rows, seed=options.seed))))
+            drawn = None
+        else:
+            rows = _loaded(source, task, opened, TRAIN_SPLITS)
+            asked, drawn = min(options.rows, len(rows)), sample(rows, options.rows, options.seed)
+    count = min(_FEW, asked)
+    with clock.stage("encode"):
+        if drawn is None:
+            found = calibration_rows(source, task, opened, replace(options, rows=count), labelled=labelled)
+        else:
+            found = encoded(drawn[:count], task, opened, options.max_length, labelled=labelled)
+    return _few(found, asked / count, clock)
+
+
+def few_evaluation_rows(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, Few]:
+    """Some rows of each split that `evaluation_splits` gives, those of one query together. Raises as it does."""
+    if source.judged == 0:
+        return {}
+    folder, found = _retrieval_folder(source, task, opened), dict[str, Few]()
+    if folder is not None:
+        clock = StageClock(Silent())
+        with clock.stage("read"):
+            count = len(read_collection(folder, most_documents=source.documents).documents)
+        with clock.stage("encode"):
+            splits = _search(folder, replace(source, documents=min(_FEW_TO_JUDGE, count)), opened, max_length)
+        return {split: _few(rows, max(1.0, count / len(rows)), clock) for split, rows in splits.items()}
+    for place, (name, names) in enumerate(task.evaluation):
+        clock = StageClock(Silent())
+        try:
+            with clock.stage("read"):
+                rows = _loaded(source, task, opened, names)
+        except DataError:
+            if place == 0:
+                raise
+            continue
+        wanted = min(len(rows), source.judged or len(rows))
+        few = some_of(rows, min(_FEW_TO_JUDGE, wanted), together=_together(task, opened))
+        with clock.stage("encode"):
+            own = encoded(few, task, opened, max_length)
+        all_of_them = _few(own, max(1.0, wanted / len(few)), clock)
+        # a text may be many rows
+        part = rows_with(own.lengths, _TOKENS_TO_JUDGE) if own.context is None else len(own)
+        found[name] = replace(all_of_them, rows=own if part == len(own) else part_of(own, 0, part))
+    return found
+
+
+def _few(rows: EncodedRows, times: float, clock: StageClock) -> Few:
+    """Of rows of which there are so many times as many."""
+    seconds = clock.seconds["read"] + times * clock.seconds["encode"]
+    return Few(rows=rows, all=max(len(rows), round(times * len(rows))), seconds=seconds)
 
 
 def _retrieval_folder(source: Source, task: Task, opened: Opened) -> Path | None:
@@ -253,10 +326,12 @@ def _documents_and_queries(folder: Path, opened: Opened, options: CalibrationOpt
     return replace(found, tokens=[found.tokens[i] for i in order])
 
 
-def _search(folder: Path, most_documents: int, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
-    """Documents and queries of the judged split of a retrieval folder. Raises DataError."""
+def _search(folder: Path, source: Source, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
+    """Documents and queries of the judged split of a retrieval folder. Raises DataError, OptionError."""
     assert opened.head is not None
-    collection = read_collection(folder, most_documents=most_documents)
+    if source.judged is not None:
+        raise OptionError("a retrieval folder is evaluated with all of its queries, or not at all", option="no_eval")
+    collection = read_collection(folder, most_documents=source.documents)
     documents = _texts(collection.documents, opened, opened.head.document_prompt, max_length)
     queries = _texts(collection.queries, opened, opened.head.query_prompt, max_length)
     return {collection.split: searched(collection, documents, queries)}

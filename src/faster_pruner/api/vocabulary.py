@@ -19,6 +19,7 @@ from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import choose_tokens, write_smaller
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
+from faster_pruner.errors import one_line
 from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.model.precision import usual_torch
@@ -88,8 +89,7 @@ def tokens_pruned(place: str, wanted: Vocabulary, target: Output, run: Run) -> V
     target.check_space(folder=chosen.bytes_before + chosen.companions.bytes)
     with _folder(target) as staging, clock.stage("save and verify"):
         found = write_smaller(staging, chosen)
-        report = replace(found.report, seconds=clock.seconds)
-        _write_report(staging, place, report)
+        report = _write_report(staging, place, replace(found.report, seconds=clock.seconds))
         tokenizer: Any = found.opened.processor
         return VocabularyResult(found.opened.model, tokenizer, report)
 
@@ -105,8 +105,12 @@ def _folder(target: Output) -> Generator[Path]:
             yield staging
 
 
-def _write_report(staging: Path, place: str, report: VocabularyReport) -> None:
-    """result.json, beside what an earlier pruning has left: its report, its masks and the model card."""
+def _write_report(staging: Path, place: str, report: VocabularyReport) -> VocabularyReport:
+    """result.json, beside what an earlier pruning has left: its report, its masks and the model card; and the page.
+
+    Returns:
+        The report that result.json holds.
+    """
     for name in (CARD_FILE, MASKS_FILE):
         if (Path(place) / name).is_file() and not (staging / name).exists():
             shutil.copyfile(Path(place) / name, staging / name)
@@ -114,9 +118,15 @@ def _write_report(staging: Path, place: str, report: VocabularyReport) -> None:
     with suppress(OSError, ValueError, RecursionError):
         earlier = json.loads((Path(place) / RESULT_FILE).read_text(encoding="utf-8"))
     known: dict[str, Any] = earlier if isinstance(earlier, dict) and FILES in earlier else {}
-    found = {**known, VOCABULARY: report.to_json()}
-    (staging / RESULT_FILE).write_text(strict_json(found), encoding="utf-8")
-    with suppress(Exception):  # an earlier result, and names, are anybody's: the checkpoint is worth more than a page
-        (staging / PAGE_FILE).write_bytes(page_of(staging).encode())
+    result = staging / RESULT_FILE
+    result.write_text(strict_json({**known, VOCABULARY: report.to_json()}), encoding="utf-8")
+    try:
+        shown = page_of(staging).encode()
+    except Exception as error:  # an earlier result, and names, are anybody's: the checkpoint is worth more than a page
+        report = replace(report, warnings=[*report.warnings, f"there is no {PAGE_FILE}: {one_line(error)}"])
+    else:
+        (staging / PAGE_FILE).write_bytes(shown)
     files = sorted({*names_in(staging), RESULT_FILE})
-    (staging / RESULT_FILE).write_text(strict_json({**found, FILES: files}), encoding="utf-8")
+    found = {**known, VOCABULARY: report.to_json(), FILES: files}
+    result.write_text(strict_json(found), encoding="utf-8")
+    return report

@@ -134,6 +134,7 @@ _REPRODUCIBLE = (commands.prune, commands.cut, commands.sweep, commands.vocabula
 
 for _command, _example in (
     (commands.prune, "faster-pruner prune my-bert --task sst2 --macs 0.5 -o smaller"),
+    (commands.plan, "faster-pruner plan my-bert --task sst2 --macs 0.5"),
     (commands.cut, "faster-pruner cut kept --macs 0.3 -o third"),
     (commands.sweep, "faster-pruner sweep my-bert --task sst2 --macs 0.9:0.1:0.1"),
     (commands.vocabulary, "faster-pruner vocabulary my-model --corpus texts.txt -o smaller"),

@@ -41,6 +41,11 @@ RoundTo = Annotated[
 ]
 
 
+Macs = Annotated[str | None, _limit("--macs", "Share of the encoder's MACs to keep, e.g. 0.5.")]
+Params = Annotated[str | None, _limit("--params", "Parameters to keep: a share (0.6) or a number (12M).")]
+Size = Annotated[
+    str | None, _limit("--size", "Most bytes of the weights file: a share, or 40MB. With several budgets, all are met.")
+]
 Batch = Annotated[int, typer.Option("--batch", help="Rows that a latency is of.", rich_help_panel=_BUDGET)]
 Seq = Annotated[int, typer.Option("--seq", help="Tokens per row that a latency is of.", rich_help_panel=_BUDGET)]
 Runtime = Annotated[
@@ -53,12 +58,9 @@ Runtime = Annotated[
 class BudgetOptions:
     """What may be left."""
 
-    macs: Annotated[str | None, _limit("--macs", "Share of the encoder's MACs to keep, e.g. 0.5.")] = None
-    params: Annotated[str | None, _limit("--params", "Parameters to keep: a share (0.6) or a number (12M).")] = None
-    size: Annotated[
-        str | None,
-        _limit("--size", "Most bytes of the weights file: a share, or 40MB. With several budgets, all are met."),
-    ] = None
+    macs: Macs = None
+    params: Params = None
+    size: Size = None
     latency: Annotated[
         str | None, _limit("--latency", "Most time of a forward here, e.g. 8ms; measured (see the next three).")
     ] = None
@@ -128,6 +130,25 @@ class BudgetOptions:
         if not text.isdecimal():
             raise OptionError(f"--round-to is {text!r}; it must be a number, or auto")
         return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedBudgetOptions:
+    """What may be left, of what can be counted before any work."""
+
+    macs: Macs = None
+    params: Params = None
+    size: Size = None
+    allocation: Allocation = "free"
+    round_to: RoundTo = None
+
+    def value(self) -> Budget:
+        """The budget. Raises BudgetError, OptionError."""
+        if self.macs is None and self.params is None and self.size is None:
+            raise OptionError("say what may be left: --macs 0.5, --params 12M, --size 40MB, or several")
+        return BudgetOptions(
+            macs=self.macs, params=self.params, size=self.size, allocation=self.allocation, round_to=self.round_to
+        ).value()
 
 
 @dataclass(frozen=True, kw_only=True)

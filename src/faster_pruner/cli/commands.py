@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from faster_pruner.cli.budgets import BudgetOptions, BudgetsOptions
+from faster_pruner.cli.budgets import BudgetOptions, BudgetsOptions, CountedBudgetOptions
 from faster_pruner.cli.groups import (
     CalibrationSetOptions,
     Corpus,
@@ -110,6 +110,31 @@ def prune(
         _show(result, output)
     else:
         _show_vocabulary(result, output)
+
+
+def plan(
+    model: Model,
+    budget: CountedBudgetOptions,
+    data: DataOptions,
+    evaluation: EvaluationOptions,
+    method: MethodOptions,
+    calibration: CalibrationSetOptions,
+    running: RunOptions,
+) -> None:
+    """Foresee what prune would take with these options, in time and memory, and which sizes a budget means."""
+    from faster_pruner.api.plan import plan as run_plan
+    from faster_pruner.report import print_plan
+
+    found = run_plan(
+        model,
+        data.value(judged=evaluation.judged),
+        macs=budget.value(),
+        method=method.value(),
+        calibration=calibration.value(),
+        run=running.value(),
+    )
+    with printed(found.to_json) as console:
+        print_plan(found, console)
 
 
 def cut(

@@ -167,9 +167,9 @@ class EncodedRows:
         return sum(self.lengths) / len(self)
 
 
-def rows_with(rows: EncodedRows, tokens: int) -> int:
-    """How many of the first rows together hold `tokens` real tokens; all of them if they hold less."""
-    totals = list(accumulate(rows.lengths))
+def rows_with(lengths: Sequence[int], tokens: int) -> int:
+    """How many of the first rows, of these lengths, together hold `tokens` real tokens; all if they hold less."""
+    totals = list(accumulate(lengths))
     return min(bisect_left(totals, tokens) + 1, len(totals))
 
 
@@ -190,9 +190,22 @@ def pack(
     first = len(rows) if differentiated is None else min(differentiated, len(rows))
     batches: list[Batch] = []
     for part, flag in ((range(first), True), (range(first, len(rows)), False)):
-        packed = _packed(rows, part, tokens_per_batch)
+        packed = _packed(rows.lengths, part, tokens_per_batch)
         batches += [replace(_pad(rows, chosen), differentiated=flag).to(device) for chosen in packed]
     return batches
+
+
+def packing(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int = 0) -> list[list[list[int]]]:
+    """Which rows of these lengths `pack` puts together: batches that are differentiated, and the others."""
+    parts = (range(differentiated), range(differentiated, len(lengths)))
+    return [list(_packed(lengths, part, tokens_per_batch)) for part in parts]
+
+
+def padded_tokens(lengths: Sequence[int], *, tokens_per_batch: int, differentiated: int = 0) -> int:
+    """How many tokens, padding included, `pack` makes of rows of these lengths."""
+    parts = packing(lengths, tokens_per_batch=tokens_per_batch, differentiated=differentiated)
+    packed = [chosen for part in parts for chosen in part]
+    return sum(len(chosen) * max(1, *(lengths[i] for i in chosen)) for chosen in packed)
 
 
 def pack_evenly(rows: EncodedRows, *, rows_per_batch: int, device: torch.device) -> list[Batch]:
@@ -204,20 +217,23 @@ def pack_evenly(rows: EncodedRows, *, rows_per_batch: int, device: torch.device)
 
 def part_of(rows: EncodedRows, start: int, stop: int) -> EncodedRows:
     """The rows from `start` to `stop`, without what metrics know of the others."""
-    own = slice(start, stop)
+    return rows_of(rows, range(start, min(stop, len(rows))))
+
+
+def rows_of(rows: EncodedRows, places: Sequence[int]) -> EncodedRows:
+    """The rows at these places, each as often as it is named, without what metrics know of the others."""
     return replace(
         rows,
-        tokens=rows.tokens[own],
-        labels=None if rows.labels is None else rows.labels[own],
-        arrays={key: array[own] for key, array in rows.arrays.items()},
-        positions=None if rows.positions is None else rows.positions[own],
+        tokens=[rows.tokens[i] for i in places],
+        labels=None if rows.labels is None else [rows.labels[i] for i in places],
+        arrays={key: _taken(array, places) for key, array in rows.arrays.items()},
+        positions=None if rows.positions is None else [rows.positions[i] for i in places],
         context=None,
     )
 
 
-def _packed(rows: EncodedRows, chosen: Iterable[int], tokens_per_batch: int) -> Iterator[list[int]]:
+def _packed(lengths: Sequence[int], chosen: Iterable[int], tokens_per_batch: int) -> Iterator[list[int]]:
     """The rows of each batch."""
-    lengths = rows.lengths
     order = sorted(chosen, key=lambda i: (-lengths[i], i))
     start = 0
     while start < len(order):
@@ -251,6 +267,8 @@ def _pad(rows: EncodedRows, chosen: Sequence[int]) -> Batch:
 
 def _taken(array: Tensor, chosen: Sequence[int]) -> Tensor:
     """The chosen rows of an array; where they lie side by side they are not held twice."""
+    if not chosen:
+        return array[:0]
     first, last = chosen[0], chosen[-1]
     return array[first : last + 1] if list(chosen) == list(range(first, last + 1)) else array[torch.tensor(chosen)]
 

@@ -70,9 +70,9 @@ def calibrate(
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
     limit = default_limit(device) if options.memory_limit is None else options.memory_limit
     setting = PassSetting(precision=_precision(subject.model, options, batches[-1]), shelf=Shelf(limit))
-    data = CalibrationSet(batches, _lengths(sublayers, batches, reading), options.seed, setting)
+    data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting)
     network = Network(subject.model, sublayers)
-    calibrated = _taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
+    calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
     whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
     return replace(calibrated, whole=whole)
 
@@ -137,7 +137,7 @@ def _recovered(
     return [by_name[s.name] for s in student.sublayers]
 
 
-def _taken(
+def taken(
     subject: Subject, network: Network, data: CalibrationSet, reading: Reading, *, needs: Needs, clock: StageClock
 ) -> Calibrated:
     """A network with the statistics of one pass over the calibration set."""
@@ -178,7 +178,7 @@ def _retake(dense: Calibrated, student: Network, method: Method, clock: StageClo
     data = replace(dense.data, batches=[batch for batch in dense.data.batches if batch.differentiated])
     subject = replace(dense.subject, model=student.model)
     reading = replace(dense.reading, model=student.model)
-    return _taken(subject, student, data, reading, needs=needs, clock=clock)
+    return taken(subject, student, data, reading, needs=needs, clock=clock)
 
 
 def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) -> Teacher | None:
@@ -228,7 +228,7 @@ def _batches(
     """The calibration set in batches, those that the backward runs through ahead of the others."""
     tokens = subject.moment_tokens(method)
     if isinstance(rows, EncodedRows):
-        first = None if tokens is None else rows_with(rows, tokens)
+        first = None if tokens is None else rows_with(rows.lengths, tokens)
         return pack(rows, tokens_per_batch=options.tokens_per_batch, device=device, differentiated=first)
     found: list[Batch] = []
     seen = 0
@@ -250,7 +250,7 @@ def _most_varied(batches: Sequence[Batch]) -> Batch:
     return max(batches, key=spread)
 
 
-def _lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: Reading) -> Mapping[str, float]:
+def mean_lengths(sublayers: Sequence[Sublayer], batches: Sequence[Batch], reading: Reading) -> Mapping[str, float]:
     """Mean real tokens per row, by stack."""
     rows = sum(batch.rows.numel() for batch in batches)
     found: dict[str, float] = {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.scores import FILE as SCORES
+from faster_pruner.method.scores import Score, load_scores, save_scores
 from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistics
 from faster_pruner.model.passes import PassSetting, device_of
 from faster_pruner.model.precision import choose_precision
@@ -62,11 +64,13 @@ class Kept:
         calibrated: as it was when it was kept.
         method: that the statistics were taken for.
         options: of the calibration.
+        scores: what the dense model predicts, by split; empty where that was not kept.
     """
 
     calibrated: Calibrated
     method: Method
     options: CalibrationOptions
+    scores: dict[str, Score] = field(default_factory=dict[str, Score])
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -100,23 +104,21 @@ def kept_bytes(rows: EncodedRows, subject: Subject, method: Method, precision: s
     return total
 
 
-def save_statistics(
-    folder: Path, calibrated: Calibrated, method: Method, options: CalibrationOptions, about: About
-) -> None:
+def save_statistics(folder: Path, kept: Kept, about: About) -> None:
     """Write everything that a cut needs into an empty, existing folder.
 
     Args:
         folder: that takes the files.
-        calibrated: what to keep.
-        method: that the statistics were taken for.
-        options: of the calibration.
+        kept: what to keep.
         about: the rest.
     """
+    calibrated, method, options = kept.calibrated, kept.method, kept.options
     data, reading = calibrated.data, calibrated.reading
     _write(folder / _BATCHES, _batches_as_tensors(data.batches))
     for sublayer in calibrated.sublayers:
         tensors = _as_tensors(calibrated.statistics[sublayer.name])
         _write(folder / f"{sublayer.name}.safetensors", tensors)
+    keys = save_scores(folder / SCORES, kept.scores) if kept.scores else {}
     index = {
         "format": FORMAT,
         "weights": weights_digest(calibrated.model),
@@ -132,6 +134,7 @@ def save_statistics(
         "ran": reading.order,
         "tokens": reading.tokens,
         "whole": calibrated.whole,
+        "scores": keys,
         "method": method.to_dict(),
         "calibration": {**asdict(options), "memory_limit": None},
         "about": asdict(about),
@@ -195,9 +198,11 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         data = CalibrationSet(batches, lengths, int(index["seed"]), setting)
         whole = {str(name): str(why) for name, why in index["whole"].items()}
         statistics = Statistics(sublayers=found, rows=int(index["rows"]))
+        keys = {str(split): str(key) for split, key in index.get("scores", {}).items()}
+        scores = load_scores(_checked(folder, SCORES, index), keys) if keys else {}
     except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError, InputError) as error:
         raise _damaged(folder, error) from error
-    return Kept(Calibrated(subject, sublayers, whole, data, reading, statistics), method, options)
+    return Kept(Calibrated(subject, sublayers, whole, data, reading, statistics), method, options, scores)
 
 
 def _check_index(folder: Path, index: dict[str, Any], subject: Subject) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -180,9 +180,43 @@ def _costs(group: list[Sublayer], bounds: Sequence[Bound], keeps: Tensor) -> Ten
     return torch.stack([torch.stack([bound.cost.of(s, keeps) for s in group]).sum(dim=0) for bound in bounds])
 
 
+def assumed_curves(sublayers: Sequence[Sublayer], bounds: Sequence[Bound]) -> dict[str, Curve]:
+    """Curves, by name, of sublayers of which nothing is known yet: they all lose alike, the more the less is left.
+
+    The least of their sum, ``sum C r^2`` with C what a sublayer costs and r the share of its units that goes, leaves
+    every sublayer the same share.
+    """
+    found: dict[str, Curve] = {}
+    for s in sublayers:
+        cost = sum(float(bound.cost.of(s, torch.tensor([s.units]))[0]) / bound.most for bound in bounds)
+        removed = torch.arange(s.units + 1)
+        loss = cost * (removed.double() / max(1, s.units)).square()
+        found[s.name] = Curve(order=torch.arange(s.units), removed=removed, loss=loss)
+    return found
+
+
+def uniform_units(sublayers: Sequence[Sublayer], bounds: Sequence[Bound], sizes: Sizes) -> dict[str, int]:
+    """Units of every sublayer, by name, where each is left the same share, as nearly as the sizes allow.
+
+    Raises:
+        BudgetError: the limits are below what the sizes allow.
+    """
+    alike: dict[tuple[str, ...], set[int]] = {}
+    for s in sublayers:
+        alike.setdefault(tuple(s.alike), set()).add(s.units)
+    sizes = replace(sizes, uniform=sizes.uniform or all(len(counts) == 1 for counts in alike.values()))
+    selection = _by_knapsack(sublayers, assumed_curves(sublayers, bounds), bounds, sizes)
+    return {name: chosen.numel() for name, chosen in selection.items()}
+
+
+def curve_keys(sublayers: Sequence[Sublayer], options: SecondOrder) -> dict[str, tuple[object, ...]]:
+    """By name, what the curve of a sublayer is kept under (`Calibrated.curves`)."""
+    return {s.name: (s.name, options.damping, options.block, options.curvature) for s in sublayers}
+
+
 def loss_curves(calibrated: Calibrated, options: SecondOrder) -> dict[str, Curve]:
     """The loss curves of all sublayers, by name; those that were computed before are not computed again."""
-    keys = {s.name: (s.name, options.damping, options.block, options.curvature) for s in calibrated.sublayers}
+    keys = curve_keys(calibrated.sublayers, options)
     missing = [s for s in calibrated.sublayers if keys[s.name] not in calibrated.curves]
     device = device_of(calibrated.model)
     largest = max((s.columns for s in missing), default=1)

@@ -19,8 +19,8 @@ from faster_pruner.objectives.parts import predicted
 from faster_pruner.progress import Progress, Silent, counted
 from faster_pruner.results import Confidence, Evaluation
 
-_RESAMPLES, _SEED, _PERCENTILES = 300, 0, (2.5, 97.5)
-_TOKENS_PER_BATCH = 4096
+RESAMPLES, _SEED, _PERCENTILES = 300, 0, (2.5, 97.5)
+TOKENS_PER_BATCH = 4096
 
 
 def predict(
@@ -90,7 +90,7 @@ def predict_rows(
     model: nn.Module, objective: Objective, rows: EncodedRows, *, progress: Progress | None = None
 ) -> Predicted:
     """Predictions of a model on rows."""
-    batches = pack(rows, tokens_per_batch=_TOKENS_PER_BATCH, device=device_of(model))
+    batches = pack(rows, tokens_per_batch=TOKENS_PER_BATCH, device=device_of(model))
     return predict(model, objective, batches, context=rows.context, progress=progress)
 
 
@@ -116,7 +116,7 @@ def evaluate(
 
 
 def confidence(
-    metric: str, objective: Objective, before: Predicted, after: Predicted, *, resamples: int = _RESAMPLES
+    metric: str, objective: Objective, before: Predicted, after: Predicted, *, resamples: int = RESAMPLES
 ) -> Confidence:
     """95 % bootstrap intervals of one metric before and after, and of its change on the same rows (paired).
 

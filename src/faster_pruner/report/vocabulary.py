@@ -28,6 +28,8 @@ def print_vocabulary(report: VocabularyReport, console: Console) -> None:
         )
     for name in report.left_out:
         console.print(Text.assemble(("note", "yellow"), f": {name} is left out; tokenizer.json holds the vocabulary"))
+    for warning in report.warnings:
+        console.print(Text.assemble(("note", "yellow"), f": {warning}"))
     console.print(Text.assemble(("verified", "green"), f": {report.verified}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,19 @@ def measure(
             found.append(_measure_one(calls, each, tokens))
             listener.step()
     return found
+
+
+def seconds_of_measuring(dense: nn.Module, pruned: nn.Module, inputs: Sequence[dict[str, Tensor]]) -> float:
+    """What `measure` will take, from one pair of forwards of each shape."""
+    total = 0.0
+    with inference(dense), inference(pruned):
+        for given in inputs:
+            device = next(iter(given.values())).device
+            calls = [functools.partial(model, **given) for model in (dense, pruned)]
+            pair = sum(time_call(call, device) for call in calls)
+            turns = min(_MOST_PAIRS, max(_FEWEST_PAIRS, math.ceil(_SECONDS_PER_SHAPE / max(pair, 1e-9))))
+            total += (_WARM_UP + turns) * pair
+    return total
 
 
 def _measure_one(calls: Mapping[str, Callable[[], object]], inputs: dict[str, Tensor], tokens: int) -> Latency:

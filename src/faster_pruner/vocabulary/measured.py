@@ -33,6 +33,7 @@ class VocabularyReport:
         verified: what was compared, in words.
         seconds: by stage.
         environment: versions and hardware.
+        warnings: sentences.
     """
 
     model: str
@@ -52,6 +53,7 @@ class VocabularyReport:
     verified: str = ""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    warnings: list[str] = field(default_factory=list[str])
 
     @property
     def bytes_saved(self) -> int:

@@ -17,6 +17,7 @@ from faster_pruner.report.page.drawing import Picture
 from faster_pruner.report.page.layout import document, figure, section, side_by_side, tiles
 from faster_pruner.report.page.markup import Markup, breakable, pairs, table, tag
 from faster_pruner.report.page.tokens import tokens_section
+from faster_pruner.report.page.tried import tried_section
 from faster_pruner.report.summary import COST_WORDS, distilled
 from faster_pruner.results import PruneReport
 from faster_pruner.vocabulary.measured import VocabularyReport
@@ -38,6 +39,7 @@ def page(report: PruneReport, *, masks: Mapping[str, str], vocabulary: Vocabular
         _notes(report.warnings),
         section("Quality", *_quality(report)) if report.before else None,
         section("Size and speed", *_sizes(drawn, report)),
+        tried_section(report),
         None if vocabulary is None else tokens_section(vocabulary),
         section("Layer by layer", *_layers(drawn, report)) if report.sublayers else None,
         _distillation(drawn, report),
@@ -79,7 +81,7 @@ def _asked(report: PruneReport) -> tuple[str, str, str]:
         return "Asked for", "no budget", f"{words.percent(report.macs_kept)} of the encoder's MACs are left"
     first = " and ".join(f"{words.ratio(each.asked, each.dense):.0%}" for _, each in limits)
     more = "; ".join(
-        f"of the {what}: {words.percent(words.ratio(each.pruned, each.dense))} are left" for what, each in limits
+        f"of the {what}: {words.percent(words.ratio(each.spent, each.dense))} are left" for what, each in limits
     )
     return "Asked for", first, more
 
@@ -154,10 +156,10 @@ def _sizes(drawn: Mapping[str, Picture], report: PruneReport) -> Iterator[Markup
         tables.append(table("Latency of one forward, the median.", head, rows))
     limits = [
         [
-            COST_WORDS.get(each.cost, each.cost),
-            words.amount(each.cost, each.dense),
-            words.amount(each.cost, each.asked),
-            words.amount(each.cost, each.pruned),
+            f"{COST_WORDS.get(each.cost, each.cost)}{f', {each.where}' if each.where else ''}",
+            words.amount(each, each.dense),
+            words.amount(each, each.asked),
+            words.amount(each, each.spent),
         ]
         for each in report.limits
     ]

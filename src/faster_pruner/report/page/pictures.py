@@ -247,7 +247,7 @@ def sizes(report: PruneReport) -> Picture:
         ("bytes", "weights file", dense.bytes, pruned.bytes),
     ]
     own = {limit.cost: limit for limit in report.limits if limit.cost not in ("macs", "parameters", "bytes")}
-    known += [(cost, cost, limit.dense, limit.pruned) for cost, limit in own.items()]
+    known += [(cost, cost, limit.dense, limit.spent) for cost, limit in own.items()]
     rows = [
         Bar(label, words.ratio(after, before), words.percent(words.ratio(after, before)), asked.get(cost))
         for cost, label, before, after in known

@@ -6,7 +6,7 @@ import math
 
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
 from faster_pruner.report.summary import format_metric
-from faster_pruner.results import SublayerResult
+from faster_pruner.results import LimitResult, SublayerResult
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 UNKNOWN = "not known"
@@ -51,9 +51,11 @@ def size(count_of_bytes: float) -> str:
     return f"{count_of_bytes / 1e6:.1f} MB" if count_of_bytes >= 1e5 else f"{count_of_bytes / 1e3:.1f} kB"
 
 
-def amount(cost: str, value: float) -> str:
-    """What a limit of a budget is about."""
-    return size(value) if cost == "bytes" else count(value)
+def amount(limit: LimitResult, value: float) -> str:
+    """What a limit of a budget is about: what is measured is a time."""
+    if limit.measured is not None:
+        return f"{1000 * value:.3g} ms" if math.isfinite(value) else UNKNOWN
+    return size(value) if limit.cost == "bytes" else count(value)
 
 
 def faster(speed_up: float) -> str:

@@ -1,0 +1,114 @@
+"""What a run needs in memory, by arithmetic (docs/cost.md), and the peak of a process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from faster_pruner.data.batches import Batch
+from faster_pruner.host.devices import MOST_WORKERS
+from faster_pruner.method.calibration_set import row_lengths
+from faster_pruner.model.spec import Sublayer
+
+# Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
+_SINGLE, _DOUBLE, _MATRICES = 4, 8, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """How many tokens a calibration set has.
+
+    Attributes:
+        real: without padding.
+        differentiated: of these, those that the backward runs for.
+        padded: with padding.
+    """
+
+    real: int
+    differentiated: int
+    padded: int
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> Tokens:
+        """Those of batches."""
+        counted = [(row_lengths(batch), batch) for batch in batches]
+        return cls(
+            real=sum(sum(lengths) for lengths, _ in counted),
+            differentiated=sum(sum(lengths) for lengths, batch in counted if batch.differentiated),
+            padded=sum(len(lengths) * max(lengths, default=0) for lengths, _ in counted),
+        )
+
+
+def memory_terms(
+    model: nn.Module,
+    sublayers: Sequence[Sublayer],
+    tokens: Tokens,
+    *,
+    item: int,
+    threads: int,
+    descent: bool = False,
+) -> dict[str, int]:
+    """Bytes that the default method needs beyond a process that has loaded a model and run one forward and backward.
+
+    A copy of the model + statistics (n^2 + d^2 per sublayer, float32) + hidden states (per sublayer d for every real
+    token, and d again for every differentiated one; in the last layer for all tokens once) + suspended forwards
+    (largest sublayer's activations of all padded tokens) + eliminations side by side (four float64 n x n each).
+
+    Args:
+        model: the dense model.
+        sublayers: that take part.
+        tokens: of the calibration set.
+        item: bytes of a number in the passes: 2 in bfloat16, else 4.
+        threads: that eliminations share.
+        descent: whether all matrices of a sublayer are fitted: what its branch is called with (d for every padded
+            token) and what it should make (d for every real one), float32, stay for as long as that takes.
+    """
+    width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
+    heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
+    layers = max(0, len(sublayers) - 2)
+    return {
+        "student": _SINGLE * sum(p.numel() for p in model.parameters()),
+        "statistics": _SINGLE * sum(s.columns**2 + s.width**2 for s in sublayers),
+        "hidden states": item * width * (layers * (tokens.real + tokens.differentiated) + tokens.real),
+        "suspended": tokens.padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width),
+        "eliminations": _MATRICES * _DOUBLE * widest**2 * min(threads, MOST_WORKERS),
+    } | ({"descent": _SINGLE * width * (tokens.real + tokens.padded)} if descent else {})
+
+
+def within_limit(terms: dict[str, int], limit: int | None) -> dict[str, int]:
+    """The same where hidden states and suspended forwards beyond a limit go to files."""
+    if limit is None:
+        return terms
+    kept, suspended = min(limit, terms["hidden states"]), terms["suspended"]
+    # of the suspended forwards, at least the half that is being worked on
+    return {**terms, "hidden states": kept, "suspended": min(suspended, limit - kept + suspended // 2)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held on a device: since `reset_peak`, where the system lets that be reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows does not say
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far, where that can be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
