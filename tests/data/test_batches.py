@@ -65,7 +65,7 @@ def test_which_rows_are_differentiated_does_not_depend_on_the_packing() -> None:
 def test_rows_with_so_many_tokens() -> None:
     rows = tiny.make_rows(30)
     for tokens in (1, rows.lengths[0], rows.lengths[0] + 1, sum(rows.lengths) - 1, 10_000):
-        count = rows_with(rows, tokens)
+        count = rows_with(rows.lengths, tokens)
         assert count == 30 or sum(rows.lengths[:count]) >= tokens
         assert sum(rows.lengths[: count - 1]) < tokens
 
@@ -189,7 +189,7 @@ def test_rows_of_arrays_alone_keep_their_order() -> None:
         3,
         4,
     ]
-    assert rows_with(rows, 18) == 2
+    assert rows_with(rows.lengths, 18) == 2
 
 
 def test_labels_without_a_class_say_where_predictions_are_read() -> None:

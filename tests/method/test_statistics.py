@@ -161,7 +161,7 @@ def test_rows_that_run_forward_only_give_targets_and_nothing_else(family: str) -
     some = replace(SECOND_ORDER, labels=False, selection=SecondOrder(moment_tokens=2))
     found = take(some, family, rows=30)
     whole = take(replace(some, selection=SecondOrder()), family, rows=30)
-    first = rows_with(tiny.make_rows(30), 2 * max(s.columns for s in found.sublayers))
+    first = rows_with(tiny.make_rows(30).lengths, 2 * max(s.columns for s in found.sublayers))
     assert 0 < first < 30
     # signs are drawn for all rows at once, so the first rows have the same ones in both
     traced = expected(whole, labelled=False)

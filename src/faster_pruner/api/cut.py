@@ -77,12 +77,8 @@ def cut_again(
     with clock.stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
-<<<<<<< HEAD
-        subject = subject_of(opened, objective_for(opened, asked), read_method(folder).attention_unit)
-=======
         objective = objective_for(opened, asked)
-        subject = subject_of(opened, objective)
->>>>>>> plan
+        subject = subject_of(opened, objective, read_method(folder).attention_unit)
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
         training = None

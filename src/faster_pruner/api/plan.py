@@ -78,7 +78,7 @@ def plan(
     device = run.on()
     clock = run.clock(device)
     place = as_place(model)
-    ahead = _looked_at(place, as_data(data), device=device, labelled=how.labels, options=options, clock=clock)
+    ahead = _looked_at(place, as_data(data), device=device, how=how, options=options, clock=clock)
     subject, few = ahead.subject, ahead.few
     budget = with_measured_multiple(budget, subject, clock)
     with clock.stage("rehearse"):
@@ -130,7 +130,7 @@ class _Ahead:
 
 
 def _looked_at(
-    place: str, given: Data, *, device: torch.device, labelled: bool, options: CalibrationOptions, clock: StageClock
+    place: str, given: Data, *, device: torch.device, how: Method, options: CalibrationOptions, clock: StageClock
 ) -> _Ahead:
     """Open the checkpoint, and look at some of the rows. Raises as `prune` does."""
     task = describe(given)
@@ -140,11 +140,11 @@ def _looked_at(
         check_savable(opened.model, opened.processor)
     with clock.stage("rows"):
         objective = objective_for(opened, task)
-        few = few_calibration_rows(source, task, opened, options, labelled=labelled)
+        few = few_calibration_rows(source, task, opened, options, labelled=how.labels)
         splits = few_evaluation_rows(source, task, opened, options.max_length)
     return _Ahead(
         opened=opened,
-        subject=subject_of(opened, objective),
+        subject=subject_of(opened, objective, how.attention_unit),
         task=task.name or objective.pipeline_tag or objective.name,
         few=few,
         splits=splits,

@@ -75,6 +75,22 @@ def encoded(
     return kind.encode(rows, own, opened.processor, config=config, limit=limit, labelled=labelled)
 
 
+def _drawn(
+    rows: Rows, task: Task, opened: Opened, options: CalibrationOptions, count: int, *, labelled: bool = False
+) -> EncodedRows:
+    """The first rows of a split in the order of the seed, encoded. Raises DataError."""
+    kind = kind_for(opened.model, task, opened.scoring)
+    if kind.draw is None:
+        return encoded(sample(rows, count, options.seed), task, opened, options.max_length, labelled=labelled)
+    limit = min(options.max_length, longest_row(opened.model))
+    return kind.draw(rows, kind.completed(task), opened.processor, limit=limit, count=count, seed=options.seed)
+
+
+def _draws(task: Task, opened: Opened) -> bool:
+    """Whether rows are made of the texts of a split, so that nobody knows how many there are."""
+    return kind_for(opened.model, task, opened.scoring).draw is not None
+
+
 def _with_prompt(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str | None], prompt: str
 ) -> Sequence[Mapping[str, Any]]:
@@ -91,7 +107,8 @@ def _with_prompt(
 
 def _loaded(source: Source, task: Task, opened: Opened, names: Sequence[str]) -> Rows:
     """The rows of a split; those that belong together are not torn apart. Raises DataError."""
-    return load_split(replace(source, together=_together(task, opened)), names)
+    own = replace(source, together=_together(task, opened), running=_draws(task, opened))
+    return load_split(own, names)
 
 
 def _together(task: Task, opened: Opened) -> str:
@@ -108,12 +125,11 @@ def calibration_rows(
     if folder is not None:
         return _documents_and_queries(folder, opened, options)
     rows = _loaded(source, task, opened, TRAIN_SPLITS)
-    if len(rows) < _FEWEST_ROWS:
-        raise DataError(
-            f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS} are needed"
-        )
-    drawn = sample(rows, options.rows, options.seed)
-    return encoded(drawn, task, opened, options.max_length, labelled=labelled)
+    made = _drawn(rows, task, opened, options, options.rows) if _draws(task, opened) else None
+    count = len(rows) if made is None else len(made)
+    if count < _FEWEST_ROWS:
+        raise DataError(f"the train split of {source.description} has {count} rows; at least {_FEWEST_ROWS} are needed")
+    return made or _drawn(rows, task, opened, options, options.rows, labelled=labelled)
 
 
 def unlabelled_rows(
@@ -144,6 +160,15 @@ def unlabelled_rows(
         held = min(wanted, len(texts) // 4)
         return Unlabelled(rows=part_of(texts, held, len(texts)), held_out=part_of(texts, 0, held))
     rows = _loaded(source, task, opened, TRAIN_SPLITS)
+    if _draws(task, opened):
+        drawn = _drawn(rows, task, opened, options, options.rows + wanted + most)
+        held = min(wanted, len(drawn) // 4)
+        start = min(options.rows, len(drawn) - held)
+        trained = joined(part_of(drawn, start + held, len(drawn)), part_of(drawn, 0, start))
+        if source.unlabelled is not None:
+            given = rows_of_file(source.unlabelled, split="unlabelled", running=True)
+            trained = _drawn(given, task, opened, options, most)
+        return Unlabelled(rows=part_of(trained, 0, most), held_out=part_of(drawn, start, start + held))
     mixed, held = sample(rows, len(rows), options.seed), min(wanted, len(rows) // 4)
     start = min(options.rows, len(mixed) - held)
     if source.unlabelled is None:
@@ -178,15 +203,19 @@ def rows_to_judge(
     if _retrieval_folder(source, task, opened) is not None:
         raise OptionError("a retrieval folder has no rows that could judge a drop; say what may be left", option="macs")
     rows = _loaded(source, task, opened, TRAIN_SPLITS)
-    if len(rows) < _FEWEST_ROWS + _FEWEST_JUDGES:
+    made = _drawn(rows, task, opened, options, options.rows + _MOST_JUDGES) if _draws(task, opened) else None
+    count = len(rows) if made is None else len(made)
+    if count < _FEWEST_ROWS + _FEWEST_JUDGES:
         raise DataError(
-            f"the train split of {source.description} has {len(rows)} rows; at least {_FEWEST_ROWS + _FEWEST_JUDGES} "
+            f"the train split of {source.description} has {count} rows; at least {_FEWEST_ROWS + _FEWEST_JUDGES} "
             "are needed to calibrate and to judge a drop"
         )
-    options = replace(options, rows=min(options.rows, len(rows) - max(_FEWEST_JUDGES, len(rows) // 3)))
-    mixed = sample(rows, len(rows), options.seed)
-    judges = range(options.rows, min(options.rows + _MOST_JUDGES, len(rows)))
-    return options, encoded(mixed.chosen(list(judges)), task, opened, options.max_length)
+    options = replace(options, rows=min(options.rows, count - max(_FEWEST_JUDGES, count // 3)))
+    stop = min(options.rows + _MOST_JUDGES, count)
+    if made is not None:
+        return options, part_of(made, options.rows, stop)
+    mixed = sample(rows, len(rows), options.seed).chosen(list(range(options.rows, stop)))
+    return options, encoded(mixed, task, opened, options.max_length)
 
 
 def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: int) -> dict[str, EncodedRows]:
@@ -234,6 +263,9 @@ def few_calibration_rows(
         if folder is not None:
             asked = min(options.rows, sum(map(len, texts_to_calibrate(folder, options.rows, seed=options.seed))))
             drawn = None
+        elif _draws(task, opened):
+            drawn = calibration_rows(source, task, opened, options, labelled=labelled)
+            asked = len(drawn)
         else:
             rows = _loaded(source, task, opened, TRAIN_SPLITS)
             asked, drawn = min(options.rows, len(rows)), sample(rows, options.rows, options.seed)
@@ -241,6 +273,8 @@ def few_calibration_rows(
     with clock.stage("encode"):
         if drawn is None:
             found = calibration_rows(source, task, opened, replace(options, rows=count), labelled=labelled)
+        elif isinstance(drawn, EncodedRows):
+            found = part_of(drawn, 0, count)
         else:
             found = encoded(drawn[:count], task, opened, options.max_length, labelled=labelled)
     return _few(found, asked / count, clock)

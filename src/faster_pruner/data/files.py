@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from faster_pruner.checks import shown
 from faster_pruner.errors import DataError
 
 Row = dict[str, Any]
+# Letters of a passage of running text, and how many passages there are at least of a short one.
+_SHORT_PASSAGE, _LONG_PASSAGE, _FEWEST_PASSAGES = 200, 4000, 200
 
 
 class Rows(Sequence[Row]):
@@ -31,6 +34,7 @@ class Rows(Sequence[Row]):
         split: the name that it was found under.
         folder: that names of files in the rows are relative to; None for the working folder.
         class_names: by column, names in the order of its class indices, where the data say so themselves.
+        running: whether each goes on where the one with the number before ended (`passages`).
     """
 
     def __init__(
@@ -42,8 +46,9 @@ class Rows(Sequence[Row]):
         split: str = "",
         folder: Path | None = None,
         class_names: Mapping[str, tuple[str, ...]] | None = None,
+        running: bool = False,
     ) -> None:
-        self._rows, self.place, self.split, self.folder = rows, place, split, folder
+        self._rows, self.place, self.split, self.folder, self.running = rows, place, split, folder, running
         self.class_names = class_names or {}
         self.numbers = range(1, len(rows) + 1) if numbers is None else numbers
 
@@ -66,7 +71,7 @@ class Rows(Sequence[Row]):
         """Some of the rows, which keep their numbers."""
         order = list(order)
         numbers, rows = [self.numbers[i] for i in order], [self._rows[i] for i in order]
-        said: dict[str, Any] = {"folder": self.folder, "class_names": self.class_names}
+        said: dict[str, Any] = {"folder": self.folder, "class_names": self.class_names, "running": self.running}
         return Rows(rows, numbers=numbers, place=self.place, split=self.split, **said)
 
     def where(self, i: int) -> str:
@@ -89,6 +94,25 @@ def read_rows(file: Path, suffix: str, *, split: str) -> Rows:
         found = READERS[suffix](file)
     names = found.class_names if isinstance(found, _Table) else None
     return Rows(found, place=file.name, split=split, folder=file.parent, class_names=names)
+
+
+def passages(file: Path, *, split: str) -> Rows:
+    """The running text of a file in passages, which end with a line wherever they can, in a column of the usual name.
+
+    Args:
+        file: plain text, gzipped or not.
+        split: name of the split that it holds.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _told(file), _opened(file) as stream:
+        text = stream.read().replace("\r\n", "\n")
+    # of a short text there are many, too: some of them are held back
+    most = max(_SHORT_PASSAGE, min(_LONG_PASSAGE, len(text) // _FEWEST_PASSAGES))
+    ends = (r"\n", r"(?:\s|\Z)", "")
+    found = re.findall("|".join(f".{{1,{most}}}{end}" for end in ends), text, flags=re.DOTALL)
+    return Rows([{"text": each} for each in found], place=file.name, split=split, running=True)
 
 
 def numbered_objects(file: Path) -> Generator[tuple[int, Row]]:

@@ -15,13 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from faster_pruner.data.files import READERS, Row, Rows, class_names, read_rows
+from faster_pruner.data.files import READERS, Row, Rows, class_names, passages, read_rows
 from faster_pruner.data.media import rows_of_folder
 from faster_pruner.errors import DataError
 
 # Splits that calibration may draw from; of a single file one row in so many is held back for the others.
 TRAIN_SPLITS = ("train", "training")
 _HELD_BACK, _MOST_HELD_BACK = 10, 3000
+# How the name of a plain text file ends.
+_PLAIN = ".txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Source:
         documents: most documents of a retrieval folder that queries are evaluated against.
         unlabelled: a file of rows to distil on, in place of training rows.
         judged: most rows of a split that are evaluated, 0 for none; None for all.
+        running: whether a plain text file is one running text, not a text per line.
     """
 
     folder: Path | None = None
@@ -52,6 +55,7 @@ class Source:
     documents: int = 100_000
     unlabelled: Path | None = None
     judged: int | None = None
+    running: bool = False
 
     @property
     def description(self) -> str:
@@ -87,7 +91,8 @@ def load_split(source: Source, names: Sequence[str]) -> Rows:
     """
     held_back = names[0] not in TRAIN_SPLITS
     if source.file is not None:
-        rows = rows_of_file(source.file, split="held back" if held_back else "train")
+        split = "held back" if held_back else "train"
+        rows = rows_of_file(source.file, split=split, running=source.running)
         rows = _part_of(rows, held_back=held_back, together=source.together)
     elif source.folder is not None:
         rows = _local(source, names)
@@ -137,14 +142,14 @@ def _grouped(rows: Rows, column: str, count: int) -> tuple[Rows, int]:
     return rows.chosen(order), next((end for end in ends if end >= count), ends[-1])
 
 
-def rows_of_file(file: Path, *, split: str) -> Rows:
-    """All rows of a single file. Raises DataError."""
+def rows_of_file(file: Path, *, split: str, running: bool = False) -> Rows:
+    """All rows of a single file; of a plain text file that is one `running` text its passages. Raises DataError."""
     if not file.is_file():
         raise DataError(f"there is no file {str(file)!r} of rows")
     suffix = next((s for s in READERS if file.name.endswith((s, s + ".gz"))), None)
     if suffix is None:
         raise DataError(f"{str(file)!r} is no file of rows: expected {', '.join(READERS)} (.gz too)")
-    return read_rows(file, suffix, split=split)
+    return passages(file, split=split) if running and suffix == _PLAIN else read_rows(file, suffix, split=split)
 
 
 def _local(source: Source, names: Sequence[str]) -> Rows:
@@ -160,7 +165,7 @@ def _local(source: Source, names: Sequence[str]) -> Rows:
                     if file.is_dir():
                         raise DataError(f"{str(file)!r} is a folder; a file of rows is needed")
                     if file.is_file():
-                        return read_rows(file, suffix, split=name)
+                        return rows_of_file(file, split=name, running=source.running)
             found = rows_of_folder(place / name) if (place / name).is_dir() else []
             if found:
                 return Rows(found, place=name, split=name)

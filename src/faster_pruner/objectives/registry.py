@@ -47,6 +47,24 @@ class Encode(Protocol):
         ...
 
 
+class Draw(Protocol):
+    """From texts to encoded rows that are no texts: a calibration set."""
+
+    def __call__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        task: Task,
+        processor: Any,
+        /,
+        *,
+        limit: int,
+        count: int,
+        seed: int,
+    ) -> EncodedRows:
+        """The first `count` rows of at most `limit` tokens in the order of a seed. Raises DataError."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of task.
@@ -61,6 +79,8 @@ class Kind:
         headed: of a model whose head is no part of its class (pooling), from that head; None elsewhere.
         scored: of a model whose folder says how its one score is used, from what it says; None elsewhere.
         together: rows with the same first input belong together: of a single file they are held back together.
+        draw: encoded rows of texts that are no rows themselves, drawn by a seed: the first of them are the same however
+            many are asked for.
     """
 
     name: str
@@ -72,6 +92,7 @@ class Kind:
     headed: Callable[[Head], Objective] | None = None
     scored: Callable[[Scoring], Objective] | None = None
     together: bool = False
+    draw: Draw | None = None
 
     def completed(self, task: Task) -> Task:
         """A task of this kind, with the usual columns where it names none."""
@@ -186,6 +207,7 @@ KINDS: dict[str, Kind] = {
             auto_class=language.AUTO_CLASS,
             objective=language.objective_for,
             encode=language.encode,
+            draw=language.draw,
             columns=language.COLUMNS,
         ),
         Kind(
