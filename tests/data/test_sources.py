@@ -53,6 +53,32 @@ def test_a_text_file_has_a_text_per_line(tmp_path: Path, zipped: bool) -> None:
     assert sorted(row["text"] for rows in both for row in rows) == sorted(row["text"] for row in wanted)
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["lines", "one line", "no spaces", "short"])
+def test_a_running_text_comes_in_passages_that_make_it_up_again(tmp_path: Path, ends: str, kind: str) -> None:
+    words = [f"word{i}" for i in range(60_000)]
+    text = {
+        "lines": ends.join(" ".join(words[i : i + 9]) + (ends if i % 4 else "") for i in range(0, len(words), 9)),
+        "one line": " ".join(words),
+        "no spaces": "".join(words),
+        "short": f"first line{ends}{ends}second one{ends}",
+    }[kind]
+    file = tmp_path / "train.txt"
+    file.write_bytes(text.encode())
+    rows = load_split(Source(folder=tmp_path, running=True), ("train",))
+    assert "".join(row["text"] for row in rows) == text.replace("\r\n", "\n")
+    assert rows.running
+    assert rows.chosen([3, 1] if len(rows) > 3 else [0]).running
+    if kind != "short":
+        assert 100 < len(rows) < 500
+        assert max(len(row["text"]) for row in rows) <= 4001
+    ended = [row["text"][-1] for row in rows][:-1]
+    assert {"lines": set(ended) == {"\n"}, "one line": set(ended) == {" "}}.get(kind, True)
+    if kind != "short":
+        splits = [load_split(Source(file=file, running=True), (split,)) for split in ("validation", "train")]
+        assert sorted(number for split in splits for number in split.numbers) == list(rows.numbers)
+
+
 def test_the_first_name_that_is_there_wins(tmp_path: Path) -> None:
     write(tmp_path / "dev.jsonl", "jsonl")
     (tmp_path / "test.jsonl").write_text('{"text": "other", "label": 0}\n')

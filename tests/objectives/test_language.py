@@ -12,13 +12,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
-from faster_pruner import Data, load, prune, prune_model
+from faster_pruner import Budget, CalibrationOptions, Data, Output, load, prune, prune_model
 from faster_pruner.data.batches import Batch
+from faster_pruner.data.files import passages
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
 from faster_pruner.model.describe import describe
 from faster_pruner.model.reading import Rule, find_reading, reading_of
-from faster_pruner.objectives.language import encode, losses_of, objective_for, per_token
+from faster_pruner.objectives.language import draw, encode, losses_of, objective_for, per_token
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXT = Task(name="", text_column="text", label_column="")
@@ -92,6 +93,74 @@ def test_texts_are_joined_and_cut_into_blocks() -> None:
     assert [list(row["input_ids"]) for row in found.tokens] == [whole[i : i + 4] for i in range(0, len(whole) - 3, 4)]
     short = encode(rows[:1], TEXT, tokenizer, config=None, limit=100)
     assert short.lengths == [len(tokenizer("w1 w2 w3")["input_ids"])]
+
+
+def test_passages_that_follow_one_another_are_one_text(tmp_path: Path) -> None:
+    tokenizer = tiny.make_tokenizer()
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"w{i % 90} w{i % 7}\n\n" for i in range(4000)))
+    rows = passages(file, split="train")
+    assert len(rows) > 9
+    whole = tokenizer(file.read_text())["input_ids"]
+    found = encode(rows, TEXT, tokenizer, config=None, limit=8)
+    assert [token for row in found.tokens for token in row["input_ids"]] == whole[: len(whole) // 8 * 8]
+    some = encode(rows.chosen([1, 2, 5]), TEXT, tokenizer, config=None, limit=8)
+    texts = [rows[1]["text"] + rows[2]["text"], rows[5]["text"]]
+    ids = [token for own in tokenizer(texts)["input_ids"] for token in own]
+    assert [token for row in some.tokens for token in row["input_ids"]] == ids[: len(ids) // 8 * 8]
+
+
+def test_a_calibration_set_is_drawn_from_all_texts() -> None:
+    """Blocks, as many as are asked for; a longer draw begins with a shorter one; long texts do not crowd out others."""
+    tokenizer = tiny.make_tokenizer()
+    generator = torch.Generator().manual_seed(0)
+    sizes = [400, 10, 30, 800, 25, 60, 3, 500, 90, 12]
+    rows = [{"text": " ".join(f"w{i}" for i in torch.randint(0, 90, (n,), generator=generator))} for n in sizes]
+    each = [tokenizer(row["text"])["input_ids"] for row in rows]
+
+    def drawn(count: int, seed: int = 0) -> list[list[int]]:
+        found = draw(rows, TEXT, tokenizer, limit=8, count=count, seed=seed)
+        return [list(row["input_ids"]) for row in found.tokens]
+
+    blocks = drawn(20)
+    assert [len(block) for block in blocks] == [8] * 20
+    assert drawn(20) == blocks
+    assert drawn(20, seed=1) != blocks
+    assert drawn(60)[:20] == blocks
+    # all there is, each token once
+    every = drawn(10_000)
+    assert len(every) == sum(map(len, each)) // 8
+    together = sorted(token for own in each for token in own)
+    assert len(together) - sum(map(len, every)) < 8
+    # a turn takes one piece of every text
+    pieces = {tuple(own[at : at + 8]): place for place, own in enumerate(each) for at in range(0, len(own), 8)}
+    flat = [token for block in drawn(9) for token in block]
+    seen = {place for piece, place in pieces.items() if str(list(piece))[1:-1] in str(flat)[1:-1]}
+    assert len(seen) >= 8
+
+
+def test_a_text_file_alone_is_enough(model: Any, tmp_path: Path, quick_latency: None) -> None:
+    model.save_pretrained(tmp_path / "dense")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "dense")
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.randint(0, 90, (600, 6), generator=generator).tolist()
+    (tmp_path / "text.txt").write_text("".join(" ".join(f"w{i}" for i in row) + "\n" for row in numbers))
+    options = CalibrationOptions(rows=24, max_length=16)
+    for budget in (Budget(macs=0.6), Budget(max_drop=0.9)):
+        result = prune(
+            tmp_path / "dense",
+            Data(file=tmp_path / "text.txt"),
+            macs=budget,
+            calibration=options,
+            output=Output(folder=tmp_path / "small", overwrite=True),
+        )
+        assert result.report.calibration_rows <= 24
+        assert result.report.mean_length == 16
+        assert result.report.after["validation"].metrics["perplexity"] > 1
+    distilled = prune(
+        tmp_path / "dense", Data(file=tmp_path / "text.txt"), macs=0.6, calibration=options, distillation=16
+    )
+    assert distilled.report.distillation is not None
 
 
 @pytest.mark.parametrize("rows", [[{"text": " "}], [{"text": ""}, {"text": "\n"}]])
