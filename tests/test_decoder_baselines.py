@@ -300,7 +300,7 @@ def test_torch_pruning_removes_query_heads_of_every_group_and_neurons(
     other = load("decoder_torch_pruning")
     dense = make_llama(queries)
     gradients = other.loss_gradients(dense, data) if taylor else None
-    share = 0.6 if lost else 0.9
+    share = 0.75 if lost else 0.9
     pruned = other.pruned(dense, data, share * dense_macs(dense, data), gradients)
     replaced: dict[str, tuple[Tensor, Tensor]] = {}
     for s in dense.sublayers:
