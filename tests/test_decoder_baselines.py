@@ -52,7 +52,7 @@ def baselines() -> ModuleType:
 def beside(baselines: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules of the benchmarks find each other."""
     monkeypatch.setitem(sys.modules, "decoder_baselines", baselines)
-    for name in ("common", "decoder_torch_pruning"):
+    for name in ("common", "decoder_torch_pruning", "decoders_page"):
         monkeypatch.setitem(sys.modules, name, load(name))
 
 
@@ -369,7 +369,7 @@ def test_the_script_measures_what_it_says(bench: tuple[ModuleType, Any], dense: 
         assert 0 < found["parameters_kept"] < 1
         assert found["macs"] - 0.1 < found["macs_kept"] <= found["macs"] + 1e-6
         assert found["seconds"] > 0
-    lines = script.table({"runs": runs})
+    lines = script.table({"runs": runs}, script.METHODS)
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["dense", "ours", "FLAP"]
 
 
