@@ -3,7 +3,7 @@
 Units are those of the family: a key/value group with its query heads, a neuron with its rows of gate and up. X are the
 inputs of an output projection W [d, n] (of attention, of the feed-forward layer) in the dense model, unless said
 otherwise. Every model costs at most `most`; what a rule's own threshold would leave of it goes to the next units of the
-same ranking, where they fit, so that all methods spend alike.
+same ranking, where they fit, so that all methods spend alike (`ranked`, `same_share`).
 
 * `magnitude`: the L2 norm of all weights of a unit, its columns of W and its rows of the producers. The same share of
   every sublayer is removed, or units are ranked over all layers (`ranked_magnitude`: Kwon et al. 2022, algorithm 1).
@@ -126,19 +126,30 @@ def magnitudes(model: nn.Module, s: Sublayer) -> Tensor:
 
 
 def same_share(sublayers: Sequence[Sublayer], cost: Macs, most: float) -> dict[str, int]:
-    """Units that each sublayer keeps where all lose the same share, rounded down: the least share that meets `most`."""
+    """Units that each sublayer keeps where all lose the budget's share.
 
-    def left(share: Fraction) -> dict[str, int]:
-        return {s.name: s.units - int(share * s.units) for s in sublayers}
+    Groups of heads lose it rounded down to whole ones; neurons then lose the least share, the same in every layer, that
+    meets `most`. Where they cannot, groups lose one more.
+    """
+    share = Fraction(1 - most / total(cost, sublayers))
+    heads = [s for s in sublayers if s.unit_size > 1]
+    neurons = [s for s in sublayers if s.unit_size == 1]
+    # shares at which some sublayer loses one neuron more
+    steps = sorted({Fraction(k, n) for n in {s.units for s in neurons} for k in range(n + 1)} | {Fraction(1)})
 
-    def fits(share: Fraction) -> bool:
-        units = left(share)
+    def left(gone: int, of_neurons: Fraction) -> dict[str, int]:
+        kept = {s.name: max(0, s.units - int(share * s.units) - gone) for s in heads}
+        return kept | {s.name: s.units - int(of_neurons * s.units) for s in neurons}
+
+    def fits(gone: int, of_neurons: Fraction) -> bool:
+        units = left(gone, of_neurons)
         spent = total(cost, [s.resized(replace(s.parts, units=units[s.name])) for s in sublayers])
         return spent <= most * (1 + SLACK)
 
-    # shares at which some sublayer loses one unit more
-    steps = sorted({Fraction(k, n) for n in {s.units for s in sublayers} for k in range(n + 1)})
-    return left(steps[bisect_left(steps, True, key=fits)])
+    gone = 0
+    while not fits(gone, steps[-1]):
+        gone += 1
+    return left(gone, steps[bisect_left(steps, True, key=functools.partial(fits, gone))])
 
 
 def best(scores: Tensor, keep: int) -> Tensor:

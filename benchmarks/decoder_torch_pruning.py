@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from bisect import bisect_left
 from collections.abc import Generator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from decoder_baselines import SLACK
 from faster_pruner.costs.cost import Macs
+from faster_pruner.errors import BudgetError
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.network import Network
 from faster_pruner.model.passes import training
@@ -94,7 +94,7 @@ def loss_gradients(dense: Network, data: CalibrationSet) -> dict[str, Tensor]:
 
 
 def _gone(dense: Network, data: CalibrationSet, most: float) -> tuple[int, int]:
-    """Neurons of each layer, and query heads of each group, to remove: the least share of both that fits."""
+    """Neurons of each layer, and query heads of each group, to remove (as `decoder_baselines.same_share`)."""
     cost, config = Macs(data.lengths), getattr(dense.model, "config", None)
     assert config is not None
     per_group = config.num_attention_heads // config.num_key_value_heads
@@ -102,21 +102,17 @@ def _gone(dense: Network, data: CalibrationSet, most: float) -> tuple[int, int]:
     ffn = [s for s in dense.sublayers if not s.spec.mixes_tokens]
     neurons, size = ffn[0].units, attention[0].unit_size // per_group
 
-    def lost(share: Fraction) -> int:
-        return max(0, min(int(share * per_group), per_group - _FEWEST_QUERIES))
-
-    def spent(share: Fraction) -> float:
-        total = sum(float(cost.of(s, torch.tensor([neurons - int(share * neurons)]))[0]) for s in ffn)
-        for s in attention:
-            length, width = data.lengths[s.stack.name], s.width
-            # rows of the queries, columns of the output, and both products with the attention matrix
-            each = length * (2 * size * width + 2 * size * length)
-            total += float(cost.of(s, torch.tensor([s.units]))[0]) - s.units * lost(share) * each
-        return total
-
-    steps = [Fraction(k, neurons) for k in range(neurons)]
-    share = steps[min(bisect_left(steps, True, key=lambda x: spent(x) <= most * (1 + SLACK)), len(steps) - 1)]
-    return int(share * neurons), lost(share)
+    whole = {s.name: float(cost.of(s, torch.tensor([s.units]))[0]) for s in dense.sublayers}
+    lost = max(0, min(int((1 - Fraction(most / sum(whole.values()))) * per_group), per_group - _FEWEST_QUERIES))
+    left = most * (1 + SLACK)
+    for s in attention:
+        length = data.lengths[s.stack.name]
+        # rows of the queries, columns of the output, and both products with the attention matrix
+        left -= whole[s.name] - s.units * lost * length * (2 * size * s.width + 2 * size * length)
+    kept = min(neurons, int(left / sum(whole[s.name] for s in ffn) * neurons))
+    if kept < 1:
+        raise BudgetError("torch-pruning leaves every layer a neuron, all keys and two queries to each: ask for more")
+    return neurons - kept, lost
 
 
 @contextmanager

@@ -40,10 +40,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import SHARED, read_result, summary, write_result, write_table
+from common import SHARED, read_result, write_result, write_table
 from decoder_baselines import BASELINES
 from decoder_torch_pruning import loss_gradients
 from decoder_torch_pruning import pruned as pruned_by_torch_pruning
+from decoders_page import table
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import describe, encoded, objective_for
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
@@ -275,12 +276,17 @@ def others(bench: Bench, seed: int) -> Callable[[str], Cutter]:
     return prepared
 
 
+def measured(bench: Bench, model: nn.Module) -> dict[str, float]:
+    """What dense and pruned models are compared by."""
+    return {"loss": bench.loss(model), "macs": layer_macs(bench, model), "parameters": parameters(model)}
+
+
 def runs_of(bench: Bench, names: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
     """Every budget by methods that share a calibration, which counts for each of them."""
-    dense_loss, dense_macs = bench.loss(bench.subject.model), layer_macs(bench, bench.subject.model)
-    dense_parameters = parameters(bench.subject.model)
+    # first of all: memory that an evaluation has given back may still be the process's
     meter = Meter(bench.device)
     prepare = (ours if names[0] in OURS else others)(bench, seed)
+    dense: dict[str, float] = {}
     calibration, memory = math.nan, math.nan
     for place, name in enumerate(names):
         begun = meter.seconds()
@@ -296,17 +302,19 @@ def runs_of(bench: Bench, names: Sequence[str], seed: int) -> Iterator[dict[str,
                 continue
             seconds = shared + meter.seconds() - begun
             memory = meter.peak_mb() if math.isnan(memory) else memory
+            dense = dense or measured(bench, bench.subject.model)
             round_weights(model, bench.opened.dtype)
-            loss = bench.loss(model)
+            found = measured(bench, model)
             figures = {
-                "perplexity": math.exp(loss),
-                "rise": loss - dense_loss,
-                "macs_kept": layer_macs(bench, model) / dense_macs,
-                "parameters_kept": parameters(model) / dense_parameters,
+                "dense": math.exp(dense["loss"]),
+                "perplexity": math.exp(found["loss"]),
+                "rise": found["loss"] - dense["loss"],
+                "macs_kept": found["macs"] / dense["macs"],
+                "parameters_kept": found["parameters"] / dense["parameters"],
                 "seconds": seconds,
                 "memory_mb": memory,
             }
-            yield {"method": name, "macs": share, "seed": seed, "dense": math.exp(dense_loss), **figures}
+            yield {"method": name, "macs": share, "seed": seed, **figures}
 
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -338,33 +346,6 @@ def run(arguments: argparse.Namespace) -> None:
                     if line.startswith("{"):
                         done.append(json.loads(line))
             write_result(arguments.name, {"about": own, "runs": done})
-
-
-def table(found: dict[str, Any], methods: Sequence[str] = METHODS) -> list[str]:
-    """The table of docs/decoders.md: perplexities by budget, and what the pruning took."""
-    runs = found["runs"]
-    budgets = sorted({run["macs"] for run in runs}, reverse=True)
-    heads = [f"{share:g}" for share in budgets]
-    lines = [f"| method, MACs kept | {' | '.join(heads)} | seconds | MB |", "|---" * (len(heads) + 3) + "|"]
-    dense = [f"{runs[0]['dense']:.2f}"] * len(heads)
-    lines.append(f"| dense | {' | '.join(dense)} | | |")
-    for name in methods:
-        own = [run for run in runs if run["method"] == name]
-        if not own:
-            continue
-        cells = [cell([run for run in own if run["macs"] == share]) for share in budgets]
-        took = summary([{key: run[key] for key in ("seconds", "memory_mb")} for run in own])["mean"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {took['seconds']:.0f} | {took['memory_mb']:.0f} |")
-    return lines
-
-
-def cell(runs: list[dict[str, Any]]) -> str:
-    """Perplexity of several seeds, and the rise of its logarithm."""
-    if not runs:
-        return "–"
-    found = summary([{key: run[key] for key in ("perplexity", "rise")} for run in runs])
-    mean, spread = found["mean"], found["spread"]
-    return f"{mean['perplexity']:.2f} ± {spread['perplexity']:.2f} (+{mean['rise']:.3f})".replace("+-", "-")
 
 
 def _installed() -> list[str]:
@@ -404,7 +385,7 @@ def main() -> None:
         return
     if not arguments.show:
         run(arguments)
-    lines = table(read_result(arguments.name))
+    lines = table(read_result(arguments.name), METHODS)
     print("\n".join(lines))
     if arguments.name == "decoders":
         write_table(PAGE, "decoders", lines)

@@ -52,7 +52,7 @@ def baselines() -> ModuleType:
 def beside(baselines: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules of the benchmarks find each other."""
     monkeypatch.setitem(sys.modules, "decoder_baselines", baselines)
-    for name in ("common", "decoder_torch_pruning"):
+    for name in ("common", "decoder_torch_pruning", "decoders_page"):
         monkeypatch.setitem(sys.modules, name, load(name))
 
 
@@ -275,21 +275,24 @@ def test_all_meet_the_budget_and_spend_it(
     assert all(torch.equal(before[name], value) for name, value in dense.model.state_dict().items())
 
 
-def test_the_same_share_is_the_least_that_fits(baselines: ModuleType, dense: Network, data: CalibrationSet) -> None:
-    """Against every share at which a sublayer loses one more unit."""
+def test_groups_lose_the_share_of_the_budget_and_neurons_the_rest(
+    baselines: ModuleType, dense: Network, data: CalibrationSet
+) -> None:
+    """Against every number of neurons."""
     cost = Macs(data.lengths)
-    for wanted in (0.9, 0.7, 0.45):
+    for wanted, groups in ((0.9, 4), (0.74, 3), (0.7, 3), (0.45, 2)):
         most = wanted * dense_macs(dense, data)
-        fitting: list[dict[str, int]] = []
-        # 4 groups and 24 neurons: 24 shares
-        for lost in range(25):
-            left = {s.name: s.units - lost * s.units // 24 for s in dense.sublayers}
+        fitting: list[int] = []
+        for neurons in range(25):
+            left = {s.name: groups if s.spec.kind == "attention" else neurons for s in dense.sublayers}
             if sum(float(cost.of(s, torch.tensor([left[s.name]]))[0]) for s in dense.sublayers) <= most * (1 + 1e-9):
-                fitting.append(left)
-        assert baselines.same_share(dense.sublayers, cost, most) == fitting[0]
+                fitting.append(neurons)
+        found = baselines.same_share(dense.sublayers, cost, most)
+        assert {found[s.name] for s in dense.sublayers[::2]} == {groups}
+        assert {found[s.name] for s in dense.sublayers[1::2]} == {max(fitting)}
 
 
-@pytest.mark.parametrize(("queries", "lost", "taylor"), [(4, 2, False), (4, 2, True), (2, 0, False)])
+@pytest.mark.parametrize(("queries", "lost", "taylor"), [(4, 1, False), (4, 1, True), (2, 0, False)])
 def test_torch_pruning_removes_query_heads_of_every_group_and_neurons(
     data: CalibrationSet, beside: None, queries: int, lost: int, taylor: bool
 ) -> None:
@@ -297,7 +300,7 @@ def test_torch_pruning_removes_query_heads_of_every_group_and_neurons(
     other = load("decoder_torch_pruning")
     dense = make_llama(queries)
     gradients = other.loss_gradients(dense, data) if taylor else None
-    share = 0.6 if lost else 0.9
+    share = 0.75 if lost else 0.9
     pruned = other.pruned(dense, data, share * dense_macs(dense, data), gradients)
     replaced: dict[str, tuple[Tensor, Tensor]] = {}
     for s in dense.sublayers:
@@ -366,7 +369,7 @@ def test_the_script_measures_what_it_says(bench: tuple[ModuleType, Any], dense: 
         assert 0 < found["parameters_kept"] < 1
         assert found["macs"] - 0.1 < found["macs_kept"] <= found["macs"] + 1e-6
         assert found["seconds"] > 0
-    lines = script.table({"runs": runs})
+    lines = script.table({"runs": runs}, script.METHODS)
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["dense", "ours", "FLAP"]
 
 
