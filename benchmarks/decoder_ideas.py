@@ -38,7 +38,7 @@ from faster_pruner.options import AllocationName, AttentionUnit, Descent, Method
 
 NAME = "decoder_ideas"
 PAGE = Path(__file__).parents[1] / "docs" / "decoders.md"
-LENGTH, TOKENS, JUDGES = 128, 65_536, 512
+LENGTH, TOKENS, JUDGES = 128, 32_768, 384
 WEIGHTS = DEFAULT.recovery
 assert isinstance(WEIGHTS, Weights)
 
@@ -87,9 +87,7 @@ IDEAS: dict[str, Idea] = {
     "stock sizes": Idea(allocation="stock"),
     "uniform": Idea(allocation="uniform"),
     "8192 tokens": Idea(tokens=8_192),
-    "32768 tokens": Idea(tokens=32_768),
     "131072 tokens": Idea(tokens=131_072),
-    "262144 tokens": Idea(tokens=262_144),
     "English sentences": Idea(text="sst2"),
 }
 
