@@ -164,11 +164,11 @@ def _sounds(place: Path) -> None:
 
 
 def _lines(place: Path) -> None:
-    place.write_text("".join(f"{text}\n" for text in sentences.make_texts(80)))
+    place.write_text("".join(f"{text}\n" for text in sentences.make_texts(400)))
 
 
 def _json_lines(place: Path) -> None:
-    sentences.save_texts(place, sentences.make_texts(80))
+    sentences.save_texts(place, sentences.make_texts(400))
 
 
 def _sentences(place: Path) -> None:
@@ -208,7 +208,7 @@ def _pairs(place: Path) -> None:
 
 
 def _scored_pairs(place: Path) -> None:
-    texts = sentences.make_texts(80)
+    texts = sentences.make_texts(400)
     tiny.write_jsonl(place, [{"text": a, "other": b, "score": i % 5} for i, (a, b) in enumerate(pairwise(texts))])
 
 

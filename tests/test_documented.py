@@ -25,6 +25,7 @@ import typer
 from torch import nn
 
 import documented
+import harness
 import sentences
 import tiny
 from command import run
@@ -72,6 +73,7 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, quick_latency: None, wor
     texts = [text for text in sentences.make_texts(200) if len(text.split()) > 3]
     monkeypatch.setattr(demo, "collect_docstrings", lambda: {"alpha": texts[::2], "beta": texts[1::2]})
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    harness.install(monkeypatch)
 
 
 def _run_python(block: Block, page: Path, folder: Path) -> None:
@@ -216,7 +218,7 @@ def test_tables_of_the_pages_are_those_of_the_results(tmp_path: Path, monkeypatc
     _copy_benchmarks(tmp_path)
     commands = [words for block in blocks_of(ROOT / "docs" / "reproduce.md") for _, words in commands_of(block)]
     writing = [words[1:] for words in commands if words[0] == PYTHON and _saved(words)]
-    assert len(writing) == 12
+    assert len(writing) == 13
     for words in writing:
         assert _run_script(words, tmp_path, whole=True) == "", words
     for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import harness
 import stock_models as stock
 from faster_pruner.api.harness import evaluate_tasks
 from faster_pruner.checkpoint.saving import write_checkpoint
@@ -95,8 +96,29 @@ def test_a_pruned_model_gets_the_share_that_it_has_right(made: tuple[Path, Path,
         evaluate_tasks(folder, [str(task)])
 
 
-def test_a_classifier_is_refused(made: tuple[Path, Path, float], tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+def test_what_the_harness_says_is_told_in_percent_by_metric_and_filter(
+    made: tuple[Path, Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.install(monkeypatch)
+    found = evaluate_tasks(made[0], ["hellaswag", "wikitext", "gsm8k"], rows=40)
+    assert {name: each.metrics for name, each in found.items()} == {
+        "hellaswag": {"acc": 25.0, "acc_norm": 50.0},
+        "wikitext": {"word_perplexity": 31.5},
+        "gsm8k": {"exact_match (strict-match)": 12.5, "exact_match (flexible-extract)": 75.0},
+    }
+    assert [(each.rows, each.primary) for each in found.values()][:2] == [(40, "acc"), (40, "word_perplexity")]
+    with pytest.raises(OptionError, match="no such task: .*'nonesuch' is not a registered task"):
+        evaluate_tasks(made[0], ["nonesuch"])
+    ran = CliRunner().invoke(app, ["evaluate", str(made[0]), "--tasks", "hellaswag, gsm8k"])
+    assert ran.exit_code == 0, ran.output
+    assert "12.50" in ran.output
+    assert all(len(line) <= 80 for line in ran.output.splitlines())
+
+
+def test_a_classifier_is_refused(
+    made: tuple[Path, Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.install(monkeypatch)
     model, described = stock.dense("bert")
     tokenizer = AutoTokenizer.from_pretrained(made[0])
     folder = tmp_path / "classifier"

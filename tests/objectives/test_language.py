@@ -163,6 +163,14 @@ def test_a_text_file_alone_is_enough(model: Any, tmp_path: Path, quick_latency: 
     assert distilled.report.distillation is not None
 
 
+def test_too_little_text_says_how_many_blocks_it_makes(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "dense")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("w1 w2 w3\n" * 40)
+    with pytest.raises(DataError, match="makes 1 block of 32 tokens; at least 8 are needed"):
+        prune(tmp_path / "dense", Data(file=tmp_path / "text.txt"), macs=0.6)
+
+
 @pytest.mark.parametrize("rows", [[{"text": " "}], [{"text": ""}, {"text": "\n"}]])
 def test_no_text_at_all_is_an_error(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(DataError, match="no row has any text"):

@@ -127,6 +127,12 @@ def calibration_rows(
     rows = _loaded(source, task, opened, TRAIN_SPLITS)
     made = _drawn(rows, task, opened, options, options.rows) if _draws(task, opened) else None
     count = len(rows) if made is None else len(made)
+    if count < _FEWEST_ROWS and made is not None:
+        raise DataError(
+            f"the text to calibrate on, of {source.description}, makes {count} "
+            f"block{'' if count == 1 else 's'} of {made.lengths[0]} tokens; at least {_FEWEST_ROWS} are needed: give more text, or a smaller length",
+            option="max_length",
+        )
     if count < _FEWEST_ROWS:
         raise DataError(f"the train split of {source.description} has {count} rows; at least {_FEWEST_ROWS} are needed")
     return made or _drawn(rows, task, opened, options, options.rows, labelled=labelled)

@@ -26,8 +26,8 @@ def _limit(flag: str, words: str) -> Any:
 Allocation = Annotated[
     str,
     typer.Option(
-        help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and heads stay, so that "
-        "plain transformers opens the result).",
+        help=f"Sizes of the layers: {', '.join(ALLOCATIONS)} (stock: the same everywhere, and only what the config "
+        "can say, so that plain transformers opens the result).",
         rich_help_panel=_BUDGET,
     ),
 ]
