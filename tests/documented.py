@@ -168,7 +168,7 @@ def _lines(place: Path) -> None:
 
 
 def _json_lines(place: Path) -> None:
-    sentences.save_texts(place, sentences.make_texts(400))
+    sentences.save_texts(place, sentences.make_texts(80))
 
 
 def _sentences(place: Path) -> None:
@@ -198,7 +198,7 @@ def _questions(place: Path) -> None:
 
 
 def _texts(place: Path) -> None:
-    _rows(place, lambda count, seed: [{"text": text} for text in sentences.make_texts(2 * count, seed)])
+    _rows(place, lambda count, seed: [{"text": text} for text in sentences.make_texts(8 * count, seed)])
 
 
 def _pairs(place: Path) -> None:

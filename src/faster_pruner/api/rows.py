@@ -129,8 +129,8 @@ def calibration_rows(
     count = len(rows) if made is None else len(made)
     if count < _FEWEST_ROWS and made is not None:
         raise DataError(
-            f"the text to calibrate on, of {source.description}, makes {count} "
-            f"block{'' if count == 1 else 's'} of {made.lengths[0]} tokens; at least {_FEWEST_ROWS} are needed: give more text, or a smaller length",
+            f"the text to calibrate on, of {source.description}, makes {count} block{'' if count == 1 else 's'} of "
+            f"{made.lengths[0]} tokens; at least {_FEWEST_ROWS} are needed: give more text, or a smaller length",
             option="max_length",
         )
     if count < _FEWEST_ROWS:
