@@ -208,7 +208,7 @@ def _pairs(place: Path) -> None:
 
 
 def _scored_pairs(place: Path) -> None:
-    texts = sentences.make_texts(400)
+    texts = sentences.make_texts(80)
     tiny.write_jsonl(place, [{"text": a, "other": b, "score": i % 5} for i, (a, b) in enumerate(pairwise(texts))])
 
 
