@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
 from decoders import DEFAULT, MODEL, SELECTION, Bench, folder_of, spread_out
@@ -34,11 +35,25 @@ from faster_pruner.data.sources import TRAIN_SPLITS, load_split
 from faster_pruner.data.tasks import Data
 from faster_pruner.host.devices import pick_device
 from faster_pruner.method.algorithm import calibrate, cut
-from faster_pruner.options import AllocationName, AttentionUnit, Descent, Method, Rounds, SolverOptions, Weights
+from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.method.selecting import loss_curves
+from faster_pruner.options import (
+    AllocationName,
+    AttentionUnit,
+    Descent,
+    Method,
+    Rounds,
+    SecondOrder,
+    SolverOptions,
+    Weights,
+)
 
 NAME = "decoder_ideas"
 PAGE = Path(__file__).parents[1] / "docs" / "decoders.md"
 LENGTH, TOKENS, JUDGES = 128, 32_768, 384
+# Of a search over allocations: generations, candidates of each, blocks that a candidate is judged by, and how far, as a
+# standard deviation of logarithms, the losses that a candidate assumes are from those of its parent.
+GENERATIONS, CANDIDATES, FITNESS, STEP = 3, 6, 64, 0.3
 WEIGHTS = DEFAULT.recovery
 assert isinstance(WEIGHTS, Weights)
 
@@ -62,12 +77,14 @@ class Idea:
         tokens: to calibrate on.
         allocation: of the budget.
         text: what is calibrated on; empty for the model's own training text.
+        generations: of a search over allocations (`evolved`); 0 for none.
     """
 
     method: Method = DEFAULT
     tokens: int = TOKENS
     allocation: AllocationName = "free"
     text: str = ""
+    generations: int = 0
 
 
 IDEAS: dict[str, Idea] = {
@@ -89,6 +106,7 @@ IDEAS: dict[str, Idea] = {
     "8192 tokens": Idea(tokens=8_192),
     "131072 tokens": Idea(tokens=131_072),
     "English sentences": Idea(text="sst2"),
+    "allocation searched by loss": Idea(generations=GENERATIONS),
 }
 
 
@@ -103,6 +121,34 @@ def text_of(name: str, bench: Bench) -> EncodedRows:
     data = Data(folder=SHARED / "data" / "glue" / name, task="language-modeling")
     task = replace(describe(data), text_column="sentence")
     return encoded(load_split(data.source(task), TRAIN_SPLITS), task, bench.opened, LENGTH)
+
+
+def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, seed: int) -> nn.Module:
+    """A model cut to a budget: as it is, or the best of several allocations by its loss on blocks of their own.
+
+    A candidate assumes other losses of the sublayers than their curves say, each times a factor of its own; its model
+    is cut and recovered like any other (as EvoPress and Tyr search, from our curves as the start).
+    """
+    best = cut(calibrated, budget, idea.method).model
+    if not idea.generations:
+        return best
+    assert isinstance(idea.method.selection, SecondOrder)
+    loss_curves(calibrated, idea.method.selection)
+    generator = torch.Generator().manual_seed(seed)
+    least, scales = bench.loss(best), torch.zeros(len(calibrated.curves))
+    for _ in range(idea.generations):
+        parent = scales
+        for _ in range(CANDIDATES):
+            tried = parent + STEP * torch.randn(len(scales), generator=generator)
+            curves = {
+                key: replace(curve, loss=curve.loss * float(factor.exp()))
+                for (key, curve), factor in zip(calibrated.curves.items(), tried, strict=True)
+            }
+            model = cut(replace(calibrated, curves=curves), budget, idea.method).model
+            loss = bench.loss(model)
+            if loss < least:
+                least, scales, best = loss, tried, model
+    return best
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -136,7 +182,10 @@ def run(arguments: argparse.Namespace) -> None:
             shared = time.process_time() - begun
             for share in wanted:
                 begun = time.process_time()
-                model = cut(calibrated, Budget(macs=share, allocation=idea.allocation), idea.method).model
+                budget = Budget(macs=share, allocation=idea.allocation)
+                fit = drawn(train, TOKENS + FITNESS * LENGTH, seed)
+                own = replace(bench, judges=replace(fit, tokens=fit.tokens[-FITNESS:]))
+                model = evolved(calibrated, budget, idea, own, seed)
                 seconds = shared + time.process_time() - begun
                 round_weights(model, opened.dtype)
                 rise = bench.loss(model) - dense
