@@ -21,9 +21,9 @@ from faster_pruner.errors import BudgetError
 from faster_pruner.method import algorithm, selecting
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned
-from faster_pruner.method.selecting import Sizes
+from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
 from faster_pruner.model.precision import in_dtype
-from faster_pruner.model.spec import bias_of
+from faster_pruner.model.spec import Sublayer, bias_of
 from faster_pruner.objectives.evaluation import predict
 from faster_pruner.options import (
     PRESETS,
@@ -37,6 +37,7 @@ from faster_pruner.options import (
     Switches,
     customise,
 )
+from faster_pruner.progress import Silent, StageClock
 from faster_pruner.selection.elimination import eliminate
 from tiny import CONFIGS, make_batches, make_model, make_rows, make_subject
 
@@ -242,6 +243,38 @@ def test_a_cut_is_reproducible_and_leaves_the_dense_model_alone() -> None:
     a, b = (cut(dense, Budget(macs=0.2), DEFAULT).model.state_dict() for _ in range(2))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(torch.equal(before[k], v) for k, v in dense.model.state_dict().items())
+
+
+class Overhead:
+    """A cost that a layer has however small it is: most of what it takes."""
+
+    name = "time"
+
+    def of(self, sublayer: Sublayer, keeps: Tensor) -> Tensor:
+        return (keeps > 0).double() * 0.6 + 0.4 * keeps.double() / (3 if sublayer.spec.mixes_tokens else 40)
+
+    def fixed(self, model: nn.Module, sublayers: Sequence[Sublayer]) -> float:
+        return 0.0
+
+
+def test_a_budget_is_as_strong_as_it_leaves_few_macs() -> None:
+    """Six tenths of the time may be four of the MACs: then rounds and descent are those of a strong budget."""
+    method = replace(DEFAULT, round_to=1, rounds=Rounds(count=2, below=0.5))
+    dense = calibrated(method)
+    budget = Budget(limits=(Limit(cost=Overhead(), share=0.6),))
+    bounds, sizes = bounds_for(dense, budget), sizes_allowed(dense.sublayers, budget, method)
+    selection = select(dense, method, bounds, sizes)
+    macs = Macs(dense.data.lengths)
+    kept = [float(macs.of(s, torch.tensor([selection[s.name].numel()]))[0]) for s in dense.sublayers]
+    left = sum(kept) / total(macs, dense.sublayers)
+    assert left < 0.45
+    assert share_left(dense, method, bounds, sizes) == pytest.approx(left)
+    clock = StageClock(Silent())
+    cut(dense, budget, method, clock=clock)
+    assert "statistics" in clock.seconds
+    # of a budget that says itself how many MACs are left, that counts
+    both = Budget(macs=0.9, limits=budget.limits)
+    assert share_left(dense, method, bounds_for(dense, both), sizes) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("selection", [SecondOrder(), Fisher()])

@@ -21,7 +21,7 @@ from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
 from faster_pruner.method.recovery import Teacher, recover
-from faster_pruner.method.selecting import Sizes, bounds_for, select, sizes_allowed
+from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
 from faster_pruner.model.network import Network
 from faster_pruner.model.passes import PassSetting, called, device_of, inference, tensors_in
@@ -101,7 +101,8 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     student = dense.network.copied()
     present = dense
     results: list[SublayerResult] = []
-    share = min(bound.share for bound in bounds)
+    with clock.stage("selection"):
+        share = share_left(dense, method, bounds, sizes)
     for place, exponent in enumerate(method.rounds.exponents(share)):
         if place > 0:
             present = _retake(dense, student, method, clock)
