@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
-from faster_pruner import Budget, CalibrationOptions, Data, Output, load, prune, prune_model
+from faster_pruner import Budget, CalibrationOptions, Data, Output, evaluate, load, prune, prune_model
 from faster_pruner.data.batches import Batch
 from faster_pruner.data.files import passages
 from faster_pruner.data.tasks import Task
@@ -156,7 +156,10 @@ def test_a_text_file_alone_is_enough(model: Any, tmp_path: Path, quick_latency: 
         )
         assert result.report.calibration_rows <= 24
         assert result.report.mean_length == 16
+        assert result.report.after["validation"].rows > 5
         assert result.report.after["validation"].metrics["perplexity"] > 1
+    found = evaluate(tmp_path / "small", Data(file=tmp_path / "text.txt", judged=5), max_length=16)
+    assert found["validation"].rows == 5
     distilled = prune(
         tmp_path / "dense", Data(file=tmp_path / "text.txt"), macs=0.6, calibration=options, distillation=16
     )

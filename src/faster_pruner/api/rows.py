@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from faster_pruner.checkpoint.opening import Opened
-from faster_pruner.data.batches import EncodedRows, part_of, rows_with
+from faster_pruner.data.batches import EncodedRows, part_of, rows_of, rows_with
 from faster_pruner.data.files import Rows
 from faster_pruner.data.retrieval import TEXT, is_retrieval_folder, read_collection, texts_to_calibrate
 from faster_pruner.data.sources import TRAIN_SPLITS, Source, load_split, rows_of_file, sample, some_of
@@ -239,10 +239,16 @@ def evaluation_splits(source: Source, task: Task, opened: Opened, max_length: in
             if place == 0:
                 raise
             continue
-        if source.judged is not None:
+        if source.judged is not None and not _draws(task, opened):
             rows = some_of(rows, source.judged, together=_together(task, opened))
-        splits[name] = encoded(rows, task, opened, max_length)
+        found = encoded(rows, task, opened, max_length)
+        splits[name] = _spread(found, source.judged or len(found)) if _draws(task, opened) else found
     return splits
+
+
+def _spread(rows: EncodedRows, most: int) -> EncodedRows:
+    """At most so many rows, at equal distances: of blocks of a text each has the same to say."""
+    return rows if len(rows) <= most else rows_of(rows, [i * len(rows) // most for i in range(most)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,11 +313,14 @@ def few_evaluation_rows(source: Source, task: Task, opened: Opened, max_length: 
             if place == 0:
                 raise
             continue
-        wanted = min(len(rows), source.judged or len(rows))
+        draws = _draws(task, opened)
+        wanted = min(len(rows), len(rows) if draws else source.judged or len(rows))
         few = some_of(rows, min(_FEW_TO_JUDGE, wanted), together=_together(task, opened))
         with clock.stage("encode"):
             own = encoded(few, task, opened, max_length)
         all_of_them = _few(own, max(1.0, wanted / len(few)), clock)
+        if draws and source.judged is not None:
+            all_of_them = replace(all_of_them, all=min(all_of_them.all, source.judged))
         # a text may be many rows
         part = rows_with(own.lengths, _TOKENS_TO_JUDGE) if own.context is None else len(own)
         found[name] = replace(all_of_them, rows=own if part == len(own) else part_of(own, 0, part))

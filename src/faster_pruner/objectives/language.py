@@ -33,7 +33,7 @@ COLUMNS = ("text", None, "")
 
 _PIPELINE_TAG = "text-generation"
 # Texts that are encoded in one call.
-_TEXTS_AT_ONCE = 256
+_TEXTS_AT_ONCE = 32
 # The exponent of a loss beyond it is no number that anyone would read.
 _LARGEST_LOSS = 50.0
 
