@@ -5,7 +5,8 @@ One forward and one backward per batch give, for every sublayer at once and for 
     ``g[i, u] = sum over the tokens t of i and the columns c of u of X[t, c] (dL/dX)[t, c]``
 
 the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the recovery. All
-are sums over tokens or rows, so they can be split over devices and added up.
+are sums over tokens or rows, so they are split over processes and added up (`host.ranks`); targets and sources stay in
+the process that passed through the batch.
 
 Moments settle long before the recovery's regressions do. So the backward may be confined to some of the batches
 (`Batch.differentiated`); the others run forward only, for their targets, except through the last sublayers, of whose
@@ -14,7 +15,7 @@ tokens the objective reads only a few (in a classifier, CLS): those are cheap to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -135,6 +136,7 @@ class _Collector:
     def __init__(self, sublayers: Sequence[Sublayer], data: CalibrationSet, reading: Reading, needs: Needs) -> None:
         self.needs, self.sublayers, self.reading = needs, sublayers, reading
         self.rows, device, setting = data.rows, data.batches[0].rows.device, data.setting
+        self.ranks = data.ranks
         # hidden states of a bfloat16 pass are not known better than that
         self.kept_in = torch.bfloat16 if choose_precision(setting.precision, device) == "bfloat16" else torch.float32
         self.targets = {s.name: HiddenStates(setting.shelf) for s in sublayers}
@@ -192,12 +194,27 @@ class _Collector:
             return seen.y.to(self.kept_in)
         return torch.add(seen.base.float(), seen.y, out=torch.empty_like(seen.base, dtype=self.kept_in))
 
+    def share_centres(self) -> None:
+        """Every process accumulates its moments about the means that the first one has found."""
+        for moment in self._moments():
+            moment.share_centre(self.ranks)
+
     def finish(self) -> None:
-        """Complete the sums; from here on statistics are only read."""
+        """Complete the sums, over all processes; from here on statistics are only read."""
+        for moment in self._moments():
+            moment.finish()
+            moment.add_up(self.ranks)
         for own in self.statistics.values():
-            for moment in (own.x, own.y_gradient):
-                if moment is not None:
-                    moment.finish()
+            if own.mask_gradients is not None:
+                self.ranks.sum_(own.mask_gradients)
+            rows = torch.tensor(own.rows)
+            self.ranks.sum_(rows)
+            own.rows = int(rows)
+
+    def _moments(self) -> Iterator[SecondMoment]:
+        """All of them, in the order of the sublayers."""
+        for own in self.statistics.values():
+            yield from (moment for moment in (own.x, own.y_gradient) if moment is not None)
 
     def partly_read_from(self) -> int:
         """Index of the first of the last sublayers, of whose tokens the objective reads only some."""
@@ -214,7 +231,7 @@ def take_statistics(
 
     Args:
         network: the model, with the sublayers that take part.
-        data: the calibration set, batches that are `differentiated` first.
+        data: the calibration set, batches that are `differentiated` first; this process passes through its own.
         probe: what the model is asked.
         needs: which statistics to gather.
         progress: told after each batch.
@@ -226,8 +243,14 @@ def take_statistics(
     """
     model, sublayers, objective = network.model, network.sublayers, probe.objective
     collector = _Collector(sublayers, data, probe.reading, needs)
-    found = [probe.reading.of(sublayers, batch) for batch in data.batches]
-    waiting = counted(zip(data.batches, found, strict=True), progress or Silent())
+    found = [probe.reading.of(sublayers, batch) for batch in data.own]
+    counting = counted(zip(data.own, found, strict=True), progress or Silent())
+
+    def share() -> None:
+        collector.share_centres()
+        probe.cotangents.draw_as_wide(data.ranks.lead(lambda: probe.cotangents.width))
+
+    waiting = data.ranks.after_first(counting, share)
     for differentiated, run in groupby(waiting, key=lambda pair: pair[0].differentiated):
         start = 0 if differentiated else collector.partly_read_from()
         with gradients(model, sublayers, collector.observe, start=start):
