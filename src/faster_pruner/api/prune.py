@@ -308,7 +308,7 @@ def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:
         outcome = measured(done, clock)
         return outcome.report if output.path is None else save(done.job, outcome, output, clock)
 
-    report = ranks.lead(measured_and_saved)
+    report = ranks.finish(measured_and_saved)
     if not ranks.first:
         completed(done)
     model: Any = done.pruned.model

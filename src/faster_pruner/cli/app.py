@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +21,7 @@ from faster_pruner.cli.expanding import expanded, with_more
 from faster_pruner.cli.printing import Voice, voice
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished, unfinished
-from faster_pruner.host.launch import only_one, speaks
+from faster_pruner.host.launch import only_one, several, speaks
 
 _USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
 
@@ -171,4 +174,19 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # a terminal that lacks a character shows another one; it does not end a run
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        if ending.code and several():
+            _leave(ending.code if isinstance(ending.code, int) else _UNFORESEEN)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, even where torch would wait for another process of the run that has hung."""
+    # temporary folders go
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -55,6 +55,14 @@ def grouped() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
+def several() -> bool:
+    """Whether a launcher has started others beside this process."""
+    try:
+        return launched().count > 1
+    except OptionError:
+        return False
+
+
 def speaks(error: BaseException | None = None) -> bool:
     """Whether this process is the one that shows things: the first one, or the first that is left."""
     try:

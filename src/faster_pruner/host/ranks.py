@@ -99,6 +99,12 @@ class Ranks:
             return work()
         return self._from(0, work() if self.first else None)
 
+    def finish(self, work: Callable[[], T]) -> T:
+        """The same for what ends the run: the others, which have nothing left to do, wait as long as it takes."""
+        if self.exchange is not None and not self.first:
+            self.exchange.watch.patient()
+        return self.lead(work)
+
     def gather(self, value: T) -> list[T]:
         """The value of every rank, in their order."""
         if self.exchange is None:

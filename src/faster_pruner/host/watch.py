@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import _thread
 import json
+import math
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -18,7 +21,7 @@ from faster_pruner.errors import FasterPrunerError, ProcessError, one_line
 
 # Seconds between two signs of life; without any for so long a process is gone; and so long where there is reason to
 # believe it, because a connection broke or a launcher ends this process.
-_BETWEEN, _SILENCE, _SHORT_SILENCE = 1.0, 20.0, 4.0
+_BETWEEN, _SILENCE, _SHORT_SILENCE = 1.0, 15.0, 4.0
 # Seconds that a process which ends waits for the others to hear of it.
 _FAREWELL = 6.0
 
@@ -39,7 +42,9 @@ class Watch:
         self._seen: dict[int, tuple[bytes, float]] = {other: (b"", time.monotonic()) for other in self._others}
         self._cause: ProcessError | None = None
         self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._looking, self._telling = threading.Lock(), threading.Lock()
+        self._told_main = False
+        self._silence = _SILENCE
         self._thread = threading.Thread(target=self._run, daemon=True, name="faster-pruner watch")
 
     def start(self) -> None:
@@ -52,10 +57,20 @@ class Watch:
         self._over.set()
         self._thread.join()
 
+    def patient(self) -> None:
+        """Nobody is missed from here on who is only silent: writing a large file may keep a process from its beat."""
+        self._silence = math.inf
+
     def check(self) -> None:
         """Raise ProcessError where another process is known to be gone."""
-        if self._cause is not None:
+        if self._cause is not None and self._tells():
             raise self._cause
+
+    def _tells(self) -> bool:
+        """Whether whoever asks is the first to tell the main thread, which is told once."""
+        with self._telling:
+            told, self._told_main = self._told_main, True
+        return not told
 
     def reason(self, *, lost: bool = False) -> ProcessError | None:
         """Why this process was interrupted, as soon as that is known; None where all others are well.
@@ -63,11 +78,16 @@ class Watch:
         Args:
             lost: a connection broke, so that somebody must be gone.
         """
+        self._tells()
+        with self._store_lost():
+            # beats until now may be those of a process that is gone since
+            self._look(_SILENCE)
         began = time.monotonic()
         while self._cause is None and time.monotonic() < began + _SHORT_SILENCE + 2 * _BETWEEN:
-            self._look(_SHORT_SILENCE)
-            if not lost and all(at > began or self._says(other) for other, (_, at) in self._seen.items()):
-                break
+            with self._store_lost():
+                self._look(_SHORT_SILENCE)
+                if not lost and all(at > began or self._says(other) for other, (_, at) in self._seen.items()):
+                    break
             time.sleep(_BETWEEN / 4)
         if self._cause is None and lost:
             said = f"process {self._rank} of {self._count} lost the connection to another one; nothing was written"
@@ -89,6 +109,7 @@ class Watch:
 
     def _say_last(self, text: str) -> None:
         """Leave a word, and wait for that of the others: the store may go with the process that it belongs to."""
+        self._tells()
         end = time.monotonic() + _FAREWELL
         try:
             self._store.set(f"last/{self._rank}", text or "done")
@@ -110,32 +131,36 @@ class Watch:
         beats = 0
         while not self._over.wait(_BETWEEN):
             beats += 1
-            try:
+            with self._store_lost():
                 self._store.set(f"beat/{self._rank}", str(beats))
-                self._look(_SILENCE)
-            except RuntimeError:
-                # with the process that it belongs to, the first one or the launcher's
-                self._found(ProcessError(self._gone(0), speaker=min(self._rank, 1)))
+                self._look(self._silence)
             if self._cause is not None:
-                if not self._over.is_set():
+                if self._tells():
                     _thread.interrupt_main()
                 break
         while not self._over.wait(_BETWEEN):
             beats += 1
-            try:
+            with self._store_lost():
                 self._store.set(f"beat/{self._rank}", str(beats))
-            except RuntimeError:
-                return
+
+    @contextmanager
+    def _store_lost(self) -> Generator[None]:
+        """A store that does not answer is gone with the process that it belongs to: the first one, or its launcher."""
+        try:
+            yield
+        except RuntimeError:
+            if not self._over.is_set():
+                self._found(ProcessError(self._gone(0), speaker=1))
 
     def _look(self, silence: float) -> None:
         """See who has failed, or has said nothing for so many seconds."""
-        with self._lock:
+        with self._looking:
             now = time.monotonic()
             for other in self._others:
                 if self._says(other):
                     said = self._store.get(f"last/{other}").decode()
                     if said != "done":
-                        self._found(self._told(other, json.loads(said)))
+                        self._found(self._heard(other, json.loads(said)))
                     continue
                 beat = self._store.get(f"beat/{other}") if self._store.check([f"beat/{other}"]) else b""
                 if beat != self._seen[other][0]:
@@ -145,7 +170,7 @@ class Watch:
                 speaker = min(rank for rank in range(self._count) if rank not in silent)
                 self._found(ProcessError(self._gone(*silent), speaker=speaker))
 
-    def _told(self, other: int, said: dict[str, Any]) -> ProcessError | None:
+    def _heard(self, other: int, said: dict[str, Any]) -> ProcessError | None:
         """What another process said when it failed, as an error here; None where it only followed somebody else."""
         where = f"process {other} of {self._count}"
         if said["interrupted"]:
