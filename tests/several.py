@@ -14,7 +14,7 @@ import fresh
 
 _EACH = """
 import contextlib, os, socket, sys, time, traceback
-count, place, program, *rest = int(sys.argv[1]), *sys.argv[2:]
+count, stopped, place, program, *rest = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 sys.argv[1:] = rest
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ while waiting and time.time() < began + 90:
             ends[rank] = os.waitstatus_to_exitcode(status), time.time()
             del waiting[child]
     # what was stopped is nobody's to wait for
-    if len(waiting) == 1 and os.environ.get("STOPPED") == str(*waiting.values()):
+    if list(waiting.values()) == [stopped]:
         break
     time.sleep(0.02)
 for child, rank in waiting.items():
@@ -71,10 +71,12 @@ class Ended(subprocess.CompletedProcess[str]):
     at: float
 
 
-def run(program: str, *arguments: str | Path, count: int) -> list[Ended]:
-    """The program in `count` processes, and how they ended, by rank."""
+def run(program: str, *arguments: str | Path, count: int, stopped: int = -1) -> list[Ended]:
+    """The program in `count` processes, and how they ended, by rank; one that is `stopped` is killed in the end."""
     with tempfile.TemporaryDirectory() as place:
-        told = json.loads(fresh.run(_EACH, str(count), place, program, *arguments).stdout.splitlines()[-1])
+        told = json.loads(
+            fresh.run(_EACH, str(count), str(stopped), place, program, *arguments).stdout.splitlines()[-1]
+        )
         found: list[Ended] = []
         for rank, (code, at) in enumerate(told):
             out, errors = (Path(place, f"{rank}.{name}") for name in ("out", "err"))
