@@ -77,8 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-# How far weights of tiny models may be apart, relatively: sums of float32 differ in their last bits, and ill-conditioned
-# fits of 24 columns on few tokens make this much of it.
+# How far weights of tiny models may be apart, relatively: sums of float32 differ in their last bits, of which
+# ill-conditioned fits of 24 columns on few tokens make this much.
 _APART = 5e-5
 
 

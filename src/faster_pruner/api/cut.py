@@ -75,8 +75,7 @@ def cut_again(
     device = run.on()
     check_runtime(budget, device)
     check_judged(budget)
-    clock = run.clock(device)
-    with clock.stage("load"):
+    with (clock := run.clock(device)).stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
         objective = objective_for(opened, asked)
