@@ -228,6 +228,8 @@ def loss_curves(calibrated: Calibrated, options: SecondOrder) -> dict[str, Curve
     def curves_of(some: list[Sublayer]) -> list[Curve]:
         return on_all_cores(lambda s: _loss_curve(calibrated, s, options), some, device, most=at_once)
 
+    # dealt out in this order, so that every process gets some of the wide ones
+    missing.sort(key=lambda s: -s.columns)
     found = ranks.spread(curves_of, missing)
     calibrated.curves.update({keys[s.name]: curve for s, curve in zip(missing, found, strict=True)})
     return {name: calibrated.curves[key] for name, key in keys.items()}

@@ -30,7 +30,7 @@ from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.network import Network
 from faster_pruner.model.precision import choose_precision
-from faster_pruner.model.reading import Reading, real_tokens
+from faster_pruner.model.reading import Reading, Rule, real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents, Objective
 from faster_pruner.objectives.parts import predicted
@@ -137,6 +137,12 @@ class _Collector:
         self.needs, self.sublayers, self.reading = needs, sublayers, reading
         self.rows, device, setting = data.rows, data.batches[0].rows.device, data.setting
         self.ranks = data.ranks
+        # tokens that are exchanged as they are, by sublayer: (place of the batch, x, dL/dy)
+        one_a_row = {s.name for s in sublayers if reading.rules.get(s.name) in (Rule.FIRST, Rule.LAST)}
+        self.exchanged: dict[str, list[tuple[int, Tensor, Tensor]]] = {
+            s.name: [] for s in sublayers if s.name in one_a_row and needs.moments and not self.ranks.alone
+        }
+        self.place = 0
         # hidden states of a bfloat16 pass are not known better than that
         self.kept_in = torch.bfloat16 if choose_precision(setting.precision, device) == "bfloat16" else torch.float32
         self.targets = {s.name: HiddenStates(setting.shelf) for s in sublayers}
@@ -156,9 +162,9 @@ class _Collector:
             for s in sublayers
         }
 
-    def begin(self, batch: Batch, found: Mapping[str, Tensor] | None) -> None:
-        """The next observations are of this batch; `found` is what it reads where no rule says so."""
-        self.batch, self.found = batch, found
+    def begin(self, place: int, batch: Batch, found: Mapping[str, Tensor] | None) -> None:
+        """The next observations are of the batch at `place`; `found` is what it reads where no rule says so."""
+        self.place, self.batch, self.found = place, batch, found
         self.begun.clear()
 
     @torch.no_grad()
@@ -182,8 +188,12 @@ class _Collector:
             product = (seen.x.float() * seen.x_gradient.float() * real[:, :, None]).sum(dim=1)
             own.mask_gradients[self.batch.rows] += product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
         if own.x is not None and own.y_gradient is not None:
-            own.x.add(tokens_of(seen.x, read))
-            own.y_gradient.add(tokens_of(seen.y_gradient, read))
+            x, gradient = tokens_of(seen.x, read), tokens_of(seen.y_gradient, read)
+            if sublayer.name in self.exchanged:
+                self.exchanged[sublayer.name].append((self.place, x.clone(), gradient.clone()))
+            else:
+                own.x.add(x)
+                own.y_gradient.add(gradient)
         if self.needs.sources and seen.source is not None:
             chosen = source_tokens(sublayer, read, real)
             self.sources[sublayer.name].append(tokens_of(seen.source, chosen).to(self.kept_in))
@@ -201,15 +211,34 @@ class _Collector:
 
     def finish(self) -> None:
         """Complete the sums, over all processes; from here on statistics are only read."""
+        for name, tokens in self.exchanged.items():
+            self._add_exchanged(self.statistics[name], tokens)
         for moment in self._moments():
             moment.finish()
-            moment.add_up(self.ranks)
+        for name, own in self.statistics.items():
+            for moment in (own.x, own.y_gradient):
+                if moment is not None and name not in self.exchanged:
+                    moment.add_up(self.ranks)
         for own in self.statistics.values():
             if own.mask_gradients is not None:
                 self.ranks.sum_(own.mask_gradients)
             rows = torch.tensor(own.rows)
             self.ranks.sum_(rows)
             own.rows = int(rows)
+
+    def _add_exchanged(self, own: SublayerStatistics, tokens: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Add the tokens of all processes, in the order in which one process adds them.
+
+        Where a row has one token, there are hardly more tokens than columns. Then an elimination hangs on the last bits
+        of their moment, and these on the order of its sums; and the tokens are no more bytes than the moment.
+        """
+        assert own.x is not None
+        assert own.y_gradient is not None
+        every = [each for part in self.ranks.gather(tokens) for each in part]
+        for _, x, gradient in sorted(every, key=lambda each: each[0]):
+            own.x.add(x)
+            own.y_gradient.add(gradient)
+        tokens.clear()
 
     def _moments(self) -> Iterator[SecondMoment]:
         """All of them, in the order of the sublayers."""
@@ -244,18 +273,18 @@ def take_statistics(
     model, sublayers, objective = network.model, network.sublayers, probe.objective
     collector = _Collector(sublayers, data, probe.reading, needs)
     found = [probe.reading.of(sublayers, batch) for batch in data.own]
-    counting = counted(zip(data.own, found, strict=True), progress or Silent())
+    counting = counted(zip(data.places, data.own, found, strict=True), progress or Silent())
 
     def share() -> None:
         collector.share_centres()
         probe.cotangents.draw_as_wide(data.ranks.lead(lambda: probe.cotangents.width))
 
     waiting = data.ranks.after_first(counting, share)
-    for differentiated, run in groupby(waiting, key=lambda pair: pair[0].differentiated):
+    for differentiated, run in groupby(waiting, key=lambda each: each[1].differentiated):
         start = 0 if differentiated else collector.partly_read_from()
         with gradients(model, sublayers, collector.observe, start=start):
-            for batch, of_batch in run:
-                collector.begin(batch, of_batch)
+            for place, batch, of_batch in run:
+                collector.begin(place, batch, of_batch)
                 for predictions in predicted(model, objective, batch, precision=data.setting.precision):
                     _check_finite(predictions.values)
                     if predictions.values.requires_grad:
