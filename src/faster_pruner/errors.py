@@ -11,7 +11,8 @@
     │   ├── OptionError              an option value that does not exist or does not combine
     │   ├── OutputError              an output folder that is in the way or cannot be written
     │   └── NumericalError           activations that nothing can be computed from
-    └── VerificationError        the saved checkpoint did not behave like the model in memory; exit code 1
+    ├── VerificationError        the saved checkpoint did not behave like the model in memory; exit code 1
+    └── ProcessError             another process of the same run failed or is gone; exit code 1, or the other one's
 
 Every message says what arrived, what is supported and what to do. ``assert`` is for our own bugs only.
 """
@@ -71,6 +72,18 @@ class NumericalError(InputError):
 
 class VerificationError(FasterPrunerError):
     """The reopened checkpoint did not reproduce the model in memory."""
+
+
+class ProcessError(FasterPrunerError):
+    """Another process of the same run failed, is gone, or never came.
+
+    Attributes:
+        speaker: number of the process that says so; the others end in silence.
+    """
+
+    def __init__(self, message: str, *, option: str = "", speaker: int = 0) -> None:
+        super().__init__(message, option=option)
+        self.speaker = speaker
 
 
 def one_line(error: Exception) -> str:

@@ -342,6 +342,7 @@ class PruneReport:
         pruned: sizes after.
         sublayers: in the order in which the model runs them.
         seconds: by stage.
+        processes: the same of each process until the model was recovered, and what it waited; empty for one process.
         limits: of the budget, as they are met.
         probes: sizes that were tried, where the smallest model within a drop was asked for.
         before: metrics of the dense model, by split.
@@ -369,6 +370,7 @@ class PruneReport:
     pruned: SizeResult
     sublayers: list[SublayerResult]
     seconds: dict[str, float]
+    processes: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     limits: list[LimitResult] = field(default_factory=list[LimitResult])
     probes: list[Probe] = field(default_factory=list[Probe])
     before: dict[str, Evaluation] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
+from faster_pruner.host.launch import only_one
 from faster_pruner.host.places import public_name
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
@@ -60,6 +61,7 @@ def cut_again(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
+    only_one("a cut from kept statistics")
     whole_number("memory limit", memory_limit, 0, optional=True)
     run, folder = run or Run(), Path(statistics)
     budget, target, how_to_train = as_budget(macs), as_output(output), as_distillation(distillation)
@@ -73,8 +75,7 @@ def cut_again(
     device = run.on()
     check_runtime(budget, device)
     check_judged(budget)
-    clock = run.clock(device)
-    with clock.stage("load"):
+    with (clock := run.clock(device)).stage("load"):
         how = given or Data()
         opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
         objective = objective_for(opened, asked)

@@ -21,6 +21,7 @@ from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.batches import Batch, adopt, digest
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.folders import Output
+from faster_pruner.host.launch import only_one
 from faster_pruner.host.places import public_name
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Subject
@@ -121,6 +122,7 @@ def prune_model(
     Raises:
         InputError: see its subclasses in `errors`.
     """
+    only_one("pruning a model in memory")
     model = _uncompiled(model)
     _check_model(model)
     options, how = as_calibration(calibration), as_method(method)

@@ -90,19 +90,57 @@ class Outcome:
     report: PruneReport
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A pruned model of which nothing has been measured yet.
+
+    Attributes:
+        job: with what was settled on the way.
+        pruned: the model.
+        times: limits that were measured, and what is to be said of them.
+        probes: sizes that were tried.
+        processes: seconds by stage that each process took, where several shared the work.
+    """
+
+    job: Job
+    pruned: Pruned
+    times: latency.Measured
+    probes: list[Probe]
+    processes: list[dict[str, float]]
+
+
 def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
     """Cut to the job's budget; evaluate and time the dense and the pruned model.
 
     Raises:
         InputError: see `method.algorithm.cut`.
     """
-    subject = job.calibrated.subject
+    return measured(cut_to(job, clock), clock)
+
+
+def cut_to(job: Job, clock: StageClock) -> Cut:
+    """Cut to the job's budget. Raises InputError, see `method.algorithm.cut`."""
+    found = Cut(*_cut(job, clock), processes=[])
+    ranks = job.calibrated.data.ranks
+    if ranks.alone:
+        return found
+    own = {stage: round(seconds, 3) for stage, seconds in (*clock.seconds.items(), ("waiting", ranks.waited))}
+    return replace(found, processes=ranks.gather(own))
+
+
+def completed(cut: Cut) -> None:
+    """Give the weights the precision, and the config the sizes, that the checkpoint has."""
+    round_weights(cut.pruned.model, cut.job.calibrated.subject.dtype)
+    mark_as_pruned(cut.pruned.model, cut.pruned.sublayers)
+
+
+def measured(cut: Cut, clock: StageClock) -> Outcome:
+    """Evaluate and time the dense and the pruned model."""
+    job, pruned, times = cut.job, cut.pruned, cut.times
     measured = _Measured()
-    job, pruned, times, probes = _cut(job, clock)
     measured.warnings += times.warnings
     distillation, recovered = (None, None) if job.training is None else _distil(job, pruned, measured, clock)
-    round_weights(pruned.model, subject.dtype)
-    mark_as_pruned(pruned.model, pruned.sublayers)
+    completed(cut)
     with clock.stage("evaluation", total=(2 if recovered is None else 3) * len(job.splits)):
         for split in job.splits:
             with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
@@ -123,7 +161,8 @@ def cut_and_measure(job: Job, clock: StageClock) -> Outcome:
         after=measured.after,
         confidence=measured.confidence,
         latency=measured.latency,
-        probes=probes,
+        probes=cut.probes,
+        processes=cut.processes,
         distillation=None if distillation is None else replace(distillation, recovered=measured.recovered),
         seconds=clock.seconds,
     )

@@ -14,7 +14,7 @@ from faster_pruner.api.dense_scores import keys_of
 from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
-from faster_pruner.api.outcome import PruneResult, cut_and_measure, save, stored_bytes
+from faster_pruner.api.outcome import PruneResult, completed, cut_to, measured, save, stored_bytes
 from faster_pruner.api.rows import (
     calibration_rows,
     describe,
@@ -33,9 +33,10 @@ from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_any_budget, in_amounts, spendings
 from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
-from faster_pruner.errors import BudgetError
+from faster_pruner.errors import BudgetError, DataError, OptionError
 from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.places import public_name
+from faster_pruner.host.ranks import Ranks, joined
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.method.kept import About, Kept, kept_bytes, save_statistics
@@ -43,6 +44,7 @@ from faster_pruner.model.precision import choose_precision, usual_torch
 from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
 from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
+from faster_pruner.results import PruneReport
 
 
 @overload
@@ -108,24 +110,31 @@ def prune(
             so long ("5min"), or a `Distillation`; None for none. It never makes the model worse on rows that are held
             out. An interrupted run that is started again goes on with it where it was.
 
+    Where a launcher (torchrun, accelerate) has started several processes, all of them call this alike and share the
+    calibration; the first one evaluates and writes, and all return the same.
+
     Raises:
         InputError: see its subclasses in `errors`.
+        ProcessError: another process of the run failed or is gone.
         VerificationError: the saved checkpoint did not reproduce the model in memory.
     """
-    asked = Asked(
-        place=as_place(model),
-        data=Data() if data is None else as_data(data),
-        budget=as_any_budget(macs),
-        output=as_output(output),
-        method=as_method(method),
-        calibration=as_calibration(calibration),
-        vocabulary=None if vocabulary is None else as_vocabulary(vocabulary),
-        distillation=as_distillation(distillation),
-    )
-    asked.check()
-    if asked.vocabulary is not None and not asked.budget.prunes:
-        return tokens_pruned(asked.place, asked.vocabulary, asked.output, run or Run())
-    return _pruned(asked, run or Run())
+    run = run or Run()
+    with joined(run.device) as ranks:
+        asked = Asked(
+            place=as_place(model),
+            data=Data() if data is None else as_data(data),
+            budget=as_any_budget(macs),
+            output=as_output(output),
+            method=as_method(method),
+            calibration=as_calibration(calibration),
+            vocabulary=None if vocabulary is None else as_vocabulary(vocabulary),
+            distillation=as_distillation(distillation),
+        )
+        asked.check()
+        asked.check_shared(ranks)
+        if asked.vocabulary is not None and not asked.budget.prunes:
+            return tokens_pruned(asked.place, asked.vocabulary, asked.output, run)
+        return _pruned(asked, run.shared_by(ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +160,22 @@ class Asked:
                 "pruned; it must be between 0 and 1, for instance 0.5 for half, or give texts whose tokens are to stay",
                 option="vocabulary",
             )
+
+    def check_shared(self, ranks: Ranks) -> None:
+        """Raise OptionError where several processes are to share what one must do."""
+        parts = (
+            ("pruning the vocabulary", "vocabulary", self.vocabulary is not None),
+            ("keeping the statistics", "keep_statistics", self.output.statistics is not None),
+            ("a distillation", "distill", self.distillation is not None),
+            ("a budget in time", "latency", self.budget.latency is not None),
+            ("a budget by what may be lost", "max_drop", self.budget.max_drop is not None),
+        )
+        for what, option, wanted in parts:
+            if wanted and not ranks.alone:
+                raise OptionError(
+                    f"{what} takes one process, and {ranks.count} were started: start one, or leave it out",
+                    option=option,
+                )
 
 
 def _pruned(asked: Asked, run: Run) -> PruneResult:
@@ -197,8 +222,9 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         statistics=kept_bytes(rows, subject, how, precision),
     )
     check_runtime(asked.budget, device)
-    budget = with_measured_multiple(asked.budget, subject, clock)
-    calibrated = calibrate(subject, rows, how, options, clock=clock)
+    _check_alike(rows.digest(), run.ranks)
+    budget = run.ranks.lead(lambda: with_measured_multiple(asked.budget, subject, clock))
+    calibrated = calibrate(subject, rows, how, options, clock=clock, ranks=run.ranks)
     if before is not None:
         budget = _of_the_whole(budget, before.model, calibrated)
     return Job(
@@ -223,6 +249,13 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         training=training,
         score_keys={} if target.statistics_path is None else keys_of(opened, objective, splits),
     )
+
+
+def _check_alike(digest: str, ranks: Ranks) -> None:
+    """Raise DataError where processes have read different rows."""
+    differ = [rank for rank, found in enumerate(ranks.gather(digest)) if found != digest]
+    if differ:
+        raise DataError(f"process {ranks.rank} has read other calibration rows than {differ}; give all the same data")
 
 
 def _with_fewer_tokens(place: str, dense: Opened, corpus: Corpus, clock: StageClock) -> Smaller:
@@ -268,8 +301,16 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
 
 def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:
     """Cut and measure, and save where that is asked for."""
-    outcome = cut_and_measure(job, clock)
-    report = outcome.report if output.path is None else save(job, outcome, output, clock)
-    model: Any = outcome.pruned.model
+    ranks = job.calibrated.data.ranks
+    done = cut_to(job, clock)
+
+    def measured_and_saved() -> PruneReport:
+        outcome = measured(done, clock)
+        return outcome.report if output.path is None else save(done.job, outcome, output, clock)
+
+    report = ranks.finish(measured_and_saved)
+    if not ranks.first:
+        completed(done)
+    model: Any = done.pruned.model
     assert job.processor is not None
     return PruneResult(model, job.processor, report, job.vocabulary)

@@ -22,6 +22,7 @@ from faster_pruner.errors import BudgetError, InputError, OptionError, OutputErr
 from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.folders import Output, as_output
+from faster_pruner.host.launch import only_one
 from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -142,6 +143,7 @@ def sweep(
     Raises:
         InputError: see its subclasses in `errors`; a budget that cannot be met is told in its point, unless none can.
     """
+    only_one("a sweep")
     budgets = {name_of(budget): budget for budget in (as_budget(each) for each in macs)}
     if not budgets:
         raise OptionError("a sweep needs budgets, for instance 0.9, 0.7 and 0.5 of the MACs")

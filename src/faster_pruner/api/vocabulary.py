@@ -21,6 +21,7 @@ from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.errors import one_line
 from faster_pruner.host.folders import Output, as_output, replacing
+from faster_pruner.host.launch import only_one
 from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.report.card import CARD_FILE
@@ -71,6 +72,7 @@ def prune_vocabulary(
         InputError: see its subclasses in `errors`.
         VerificationError: the saved checkpoint did not behave like the model before; nothing was written.
     """
+    only_one("pruning a vocabulary")
     place, target = as_place(model), as_output(output)
     wanted = Vocabulary(texts=texts, held_out=held_out, seed=seed)
     wanted.check(target, reads=place)

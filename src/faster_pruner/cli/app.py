@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +21,7 @@ from faster_pruner.cli.expanding import expanded, with_more
 from faster_pruner.cli.printing import Voice, voice
 from faster_pruner.errors import FasterPrunerError
 from faster_pruner.host.folders import finished, unfinished
+from faster_pruner.host.launch import only_one, several, speaks
 
 _USAGE, _UNFORESEEN, _INTERRUPTED = 2, 70, 130
 
@@ -27,8 +31,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _say(text: str) -> None:
-    """One line on standard error."""
+def _say(text: str, error: BaseException | None = None) -> None:
+    """One line on standard error, of the one process that speaks where several share a run."""
+    if not speaks(error):
+        return
     print(f"faster-pruner: {' '.join(text.split())}", file=sys.stderr)
 
 
@@ -81,14 +87,17 @@ def _interrupted() -> NoReturn:
     sys.exit(_INTERRUPTED)
 
 
-def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+def _one_line_errors(command: Callable[..., None], name: str) -> Callable[..., None]:
     """Turn exceptions and Ctrl-C into one line on standard error and an exit code; --debug shows the traceback."""
 
     def wrapped(*, json: bool, quiet: bool, debug: bool, **given: object) -> None:
-        voice.set(Voice(json=json, quiet=quiet and not json))
+        shown = speaks()
+        voice.set(Voice(json=json and shown, quiet=(quiet and not json) or not shown))
         finished.clear()
         unfinished.clear()
         try:
+            if name != commands.prune.__name__:
+                only_one(name)
             command(**given)
         except KeyboardInterrupt:
             _interrupted()
@@ -98,7 +107,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 traceback.print_exc()
             if isinstance(error, FasterPrunerError):
-                _say(f"error: {_with_flag(error)}")
+                _say(f"error: {_with_flag(error)}", error)
                 sys.exit(error.exit_code)
             _say(
                 f"unforeseen error: {type(error).__name__}: {str(error)[:300]}; this is a bug, please report it "
@@ -147,7 +156,7 @@ for _command, _example in (
 ):
     _flat = expanded(_command)
     _whole = reproducible(_flat) if _command in _REPRODUCIBLE else _flat
-    app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(_whole))
+    app.command(name=_command.__name__, epilog=f"Example: {_example}")(_one_line_errors(_whole, _command.__name__))
 
 
 def _terminate(signal_number: int, frame: object) -> None:
@@ -165,4 +174,19 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # a terminal that lacks a character shows another one; it does not end a run
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        if ending.code and several():
+            _leave(ending.code if isinstance(ending.code, int) else _UNFORESEEN)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, even where torch would wait for another process of the run that has hung."""
+    # temporary folders go
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

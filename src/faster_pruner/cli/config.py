@@ -19,6 +19,7 @@ import typer
 from faster_pruner.cli.expanding import with_more
 from faster_pruner.errors import OutputError
 from faster_pruner.host.files import beside
+from faster_pruner.host.launch import speaks
 
 # How a file that a run wrote begins; only such a file is replaced.
 HEADER = "# Written by faster-pruner: the options of a run. "
@@ -122,7 +123,7 @@ def reproducible(command: Callable[..., None]) -> Callable[..., None]:
         del config
         command(**given)
         output = given.get("output")
-        if isinstance(output, Path):
+        if isinstance(output, Path) and speaks():
             keep(context, output)
 
     return with_more(wrapped, command, context=(typer.Context, inspect.Parameter.empty), config=(Config, None))

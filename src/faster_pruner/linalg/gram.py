@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from faster_pruner.host.ranks import Ranks
 from faster_pruner.linalg.solve import solve_dtype
 
 # Columns per strip of the symmetric update; narrower strips save little and multiply slower. A GPU wants larger
@@ -96,6 +97,51 @@ class _TokenSums:
                 self._multiply(self._waiting)
             self._waiting = None
 
+    def share_centre(self, ranks: Ranks) -> None:
+        """Take the first rank's centre, before anything is added here: factors are then rounded as in one process."""
+        if ranks.alone:
+            return
+        found = torch.cat([self.centre, torch.full_like(self.centre[:1], self._has_centre)])
+        ranks.broadcast_(found)
+        if not ranks.first:
+            assert not self.count, "tokens were added about another centre"
+            self.centre, self._has_centre = found[:-1].clone(), bool(found[-1])
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Make these the sums over the tokens of all ranks."""
+        if ranks.alone:
+            return
+        self.finish()
+        count = torch.tensor(self.count)
+        ranks.sum_(count)
+        if not self._centred_alike(ranks):
+            self._move_to(self._mean_of_all(ranks, int(count)))
+        ranks.sum_(self.product, self.total, self.square)
+        self.count, self._has_centre = int(count), True
+
+    def _centred_alike(self, ranks: Ranks) -> bool:
+        """Whether all ranks have the first one's centre."""
+        found = self.centre.clone()
+        ranks.broadcast_(found)
+        differ = torch.tensor(int(not torch.equal(found, self.centre)))
+        ranks.sum_(differ)
+        return not int(differ)
+
+    def _mean_of_all(self, ranks: Ranks, count: int) -> Tensor:
+        """[n + d] float32: the mean of the tokens of all ranks."""
+        found = self.total + self.count * self.centre.to(self.total.dtype)
+        ranks.sum_(found)
+        return (found / max(1, count)).float()
+
+    def _move_to(self, centre: Tensor) -> None:
+        """The same sums about another centre."""
+        s, off = self.total, self.centre.to(self.total.dtype) - centre.to(self.total.dtype)
+        moved = self.product.to(s.dtype).addr_(off[: self.n], s).addr_(s[: self.n] + self.count * off[: self.n], off)
+        self.product.copy_(moved)
+        own, r = off[self.n :], s[self.n :]
+        self.square += 2 * own @ r + self.count * own.square().sum()
+        self.total, self.centre = s + self.count * off, centre
+
     def _multiply(self, z: Tensor) -> None:
         """Add the tokens z [tokens, n + d] that are filled."""
         z[self._filled :].zero_()
@@ -122,6 +168,14 @@ class SecondMoment:
     def finish(self) -> None:
         """Complete the sums and free what was needed to add to them; adding more is still possible."""
         self._sums.finish()
+
+    def share_centre(self, ranks: Ranks) -> None:
+        """Take the first rank's provisional mean, before anything is added on the others."""
+        self._sums.share_centre(ranks)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Make this the moment of the tokens of all ranks."""
+        self._sums.add_up(ranks)
 
     @property
     def count(self) -> int:
@@ -202,6 +256,14 @@ class RegressionMoments:
     def add(self, x: Tensor, r: Tensor) -> None:
         """Add tokens x [T, n] with targets r [T, d]."""
         self._sums.add(x, r)
+
+    def share_centre(self, ranks: Ranks) -> None:
+        """As in `SecondMoment`."""
+        self._sums.share_centre(ranks)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Make these the moments of the tokens of all ranks."""
+        self._sums.add_up(ranks)
 
     @property
     def count(self) -> int:

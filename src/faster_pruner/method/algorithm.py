@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from faster_pruner.costs.budget import Bound, Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
+from faster_pruner.host.ranks import ALONE, Ranks
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
@@ -42,6 +43,7 @@ def calibrate(
     options: CalibrationOptions,
     *,
     clock: StageClock | None = None,
+    ranks: Ranks = ALONE,
 ) -> Calibrated:
     """Take the statistics that `method` needs.
 
@@ -52,6 +54,7 @@ def calibrate(
         method: decides what is gathered.
         options: seed, packing, precision and memory.
         clock: told about the stage.
+        ranks: the processes that share the calibration set; all of them must call this with the same rows.
 
     Raises:
         UnsupportedModelError: the objective reads no sublayer, or one runs more than once in a forward.
@@ -68,9 +71,12 @@ def calibrate(
     sublayers = [by_name[name] for name in reading.order if reading.rules[name] not in unread]
     if not any(s.units for s in sublayers):
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
-    limit = default_limit(device) if options.memory_limit is None else options.memory_limit
-    setting = PassSetting(precision=_precision(subject.model, options, batches[-1]), shelf=Shelf(limit))
-    data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting)
+    # what nobody has set is shared by the processes of this machine
+    limit = default_limit(device) // ranks.local_count if options.memory_limit is None else options.memory_limit
+    precision: PrecisionName = ranks.lead(lambda: _precision(subject.model, options, batches[-1]))
+    setting = PassSetting(precision=precision, shelf=Shelf(limit))
+    data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting, ranks)
+    data.check_enough()
     network = Network(subject.model, sublayers)
     calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
     whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
@@ -93,7 +99,8 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     """
     clock = clock or StageClock(Silent())
     dense = calibrated
-    _require_statistics(dense, method)
+    # the first process has the first batch, of which everything is taken
+    dense.data.ranks.lead(lambda: _require_statistics(dense, method))
     bounds = bounds_for(dense, budget)
     sizes = sizes_allowed(dense.sublayers, budget, method)
     teacher = _teacher(dense, method, bounds)
@@ -131,11 +138,18 @@ def _recovered(
     clock: StageClock,
 ) -> list[SublayerResult]:
     """Recovery of a network in place: in lockstep, and of what runs several times in a forward in closed form."""
-    repeated = compensate(dense.network, student, dense.statistics, left, method)
+    repeated = dense.data.ranks.lead(lambda: compensate(dense.network, student, dense.statistics, left, method))
+    dense.data.ranks.broadcast_(*_projections(student, repeated))
     once = replace(student, sublayers=[s for s in student.sublayers if s.name not in repeated])
     found = recover(once, dense.data, dense.statistics, method=method, teacher=teacher, progress=clock.progress)
     by_name = {result.name: result for result in (*repeated.values(), *found)}
     return [by_name[s.name] for s in student.sublayers]
+
+
+def _projections(network: Network, names: Container[str]) -> list[torch.Tensor]:
+    """The parameters of the output projections of some sublayers."""
+    modules = [s.projection(network.model) for s in network.sublayers if s.name in names]
+    return [parameter.detach() for module in modules for parameter in module.parameters(recurse=False)]
 
 
 def taken(
@@ -145,7 +159,7 @@ def taken(
     likelihood = subject.objective.likelihood
     cotangents = Cotangents(likelihood, labelled=needs.labels, rows=data.rows, seed=data.seed)
     probe = Probe(subject.objective, cotangents, reading)
-    with clock.stage("statistics", total=len(data.batches)):
+    with clock.stage("statistics", total=len(data.own)):
         statistics = take_statistics(network, data, probe, needs=needs, progress=clock.progress)
     return Calibrated(subject, list(network.sublayers), {}, data, reading, statistics)
 

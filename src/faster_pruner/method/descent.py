@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from faster_pruner.host.ranks import Ranks
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import RegressionMoments
+from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.method.statistics import tokens_of
 from faster_pruner.model.lockstep import Lockstep, branch_path
 from faster_pruner.model.passes import asking_as_before
@@ -47,6 +49,19 @@ class Piece:
     targets: slice
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A minibatch of any process.
+
+    Attributes:
+        rank: of the process that has it.
+        piece: it, where that is this one.
+    """
+
+    rank: int
+    piece: Piece | None
+
+
 @dataclass
 class Fitting:
     """What one sublayer is fitted to; `keep` is to be told of every batch before the descent.
@@ -57,6 +72,7 @@ class Fitting:
         sublayer: of it.
         tokens: per batch [B, S] bool, those that it is fitted on.
         r: per batch [T, d], what the projection should put out for them.
+        data: the calibration set, of whose batches all these are this process's own.
         first: [B, S, n], the projection's input of the first batch; None before it has been seen.
     """
 
@@ -65,6 +81,7 @@ class Fitting:
     sublayer: Sublayer
     tokens: Sequence[Tensor]
     r: HiddenStates
+    data: CalibrationSet
     first: Tensor | None = None
 
     def keep(self, x: Tensor, r: Tensor) -> None:
@@ -83,10 +100,14 @@ class Fitting:
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
-        found = RegressionMoments(self.sublayer.columns, self.sublayer.width, self.tokens[0].device)
-        for index, chosen in enumerate(self.tokens):
+        found, ranks = (
+            RegressionMoments(self.sublayer.columns, self.sublayer.width, self.tokens[0].device),
+            self.data.ranks,
+        )
+        for index, chosen in ranks.after_first(enumerate(self.tokens), lambda: found.share_centre(ranks)):
             with self.run.awake(index):
                 found.add(tokens_of(self.run.again(index, self.sublayer), chosen), self.r[index])
+        found.add_up(ranks)
         return found
 
 
@@ -101,16 +122,18 @@ def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
     Returns:
         Why nothing was changed; empty when it was.
     """
-    try:
-        pieces = _pieces(fitting, options.tokens_per_step)
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        return f"no descent: the branch does not run by itself ({(str(error).splitlines() or [''])[0]})"
+    whole, reason = fitting.data.ranks.lead(lambda: _way(fitting, options.tokens_per_step))
+    if reason:
+        return f"no descent: the branch does not run by itself ({reason})"
+    pieces = _pieces(fitting, options.tokens_per_step, whole=whole)
     with _trained(fitting) as modules:
         parameters = _parameters(modules)
         before = [parameter.detach().clone() for parameter in parameters]
         judges = pieces[:: -(-len(pieces) // _JUDGES)]
         error = _error(fitting, judges)
         _train(fitting, modules, pieces, options, seed)
+        with torch.no_grad():
+            fitting.data.ranks.broadcast_(*parameters)
         found = _error(fitting, judges)
         if found < error:
             return ""
@@ -120,18 +143,36 @@ def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:
         return f"no descent: it ended with an error of {found:.3f}, from {error:.3f}"
 
 
-def _pieces(fitting: Fitting, tokens: int) -> list[Piece]:
-    """Minibatches of about so many padded tokens; whole batches of a branch that does not run on some of the rows.
+def _way(fitting: Fitting, tokens: int) -> tuple[bool, str]:
+    """Whether minibatches have to be whole batches; and why there can be none at all, empty when there can."""
+    try:
+        first = next(_split(0, fitting.tokens[0], tokens))
+        if first.tokens.shape == fitting.tokens[0].shape or not _same(fitting, first.places):
+            if not _same(fitting, None):
+                raise ValueError("it makes something else then")
+            return True, ""
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        return True, (str(error).splitlines() or [""])[0] or type(error).__name__
+    return False, ""
 
-    Raises:
-        ValueError: run again, the branch makes something else.
+
+def _pieces(fitting: Fitting, tokens: int, *, whole: bool) -> list[Turn]:
+    """Minibatches of about so many padded tokens, of all processes in the order of their batches.
+
+    Args:
+        fitting: of this process.
+        tokens: padded ones of a minibatch.
+        whole: take whole batches, of a branch that does not run on some of the rows.
     """
-    found = [piece for index, chosen in enumerate(fitting.tokens) for piece in _split(index, chosen, tokens)]
-    if found[0].tokens.shape == fitting.tokens[0].shape or not _same(fitting, found[0].places):
-        if not _same(fitting, None):
-            raise ValueError("it makes something else then")
+    if whole:
         found = [Piece(index, None, chosen, slice(None)) for index, chosen in enumerate(fitting.tokens)]
-    return [piece for piece in found if bool(piece.tokens.any())]
+    else:
+        found = [piece for index, chosen in enumerate(fitting.tokens) for piece in _split(index, chosen, tokens)]
+    own = [piece for piece in found if bool(piece.tokens.any())]
+    data = fitting.data
+    told = data.ranks.gather([data.places[piece.batch] for piece in own])
+    order = sorted((place, rank, i) for rank, places in enumerate(told) for i, place in enumerate(places))
+    return [Turn(rank, own[i] if rank == data.ranks.rank else None) for _, rank, i in order]
 
 
 def _split(index: int, chosen: Tensor, tokens: int) -> Iterator[Piece]:
@@ -184,37 +225,61 @@ def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _error(fitting: Fitting, pieces: Sequence[Piece]) -> float:
+def _error(fitting: Fitting, turns: Sequence[Turn]) -> float:
     """Relative root mean square error on some minibatches."""
     wrong, whole = 0.0, 0.0
-    for piece in pieces:
-        y, r = fitting.output(piece)
-        wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
+    for turn in turns:
+        if turn.piece is not None:
+            y, r = fitting.output(turn.piece)
+            wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
+    sums = torch.tensor([wrong, whole], dtype=torch.float64)
+    fitting.data.ranks.sum_(sums)
+    wrong, whole = sums.tolist()
     return (wrong / max(whole, 1e-30)) ** 0.5
 
 
-def _train(
-    fitting: Fitting, modules: Sequence[nn.Module], pieces: Sequence[Piece], options: Descent, seed: int
-) -> None:
+def _train(fitting: Fitting, modules: Sequence[nn.Module], turns: Sequence[Turn], options: Descent, seed: int) -> None:
     """Adam, with a rate that falls to zero."""
     groups = [
         {"params": list(module.parameters(recurse=False)), "lr": options.rate * _size(module)} for module in modules
     ]
     optimizer = torch.optim.Adam(groups, fused=fitting.tokens[0].device.type in ("cpu", "cuda") or None)
-    steps = options.epochs * len(pieces)
+    steps = options.epochs * len(turns)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     # so that gradients are of one size, whatever the model's scale
-    scale = sum(float(r.float().square().mean()) for r in fitting.r if r.numel()) / len(fitting.r)
+    scale = _scale(fitting)
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         for _ in range(options.epochs):
-            for place in torch.randperm(len(pieces), generator=generator).tolist():
-                y, r = fitting.output(pieces[place])
-                loss = (y - r).square().mean() / max(scale, 1e-30)
+            for place in torch.randperm(len(turns), generator=generator).tolist():
                 optimizer.zero_grad()
-                loss.backward()
+                turn = turns[place]
+                if turn.piece is not None:
+                    y, r = fitting.output(turn.piece)
+                    loss = (y - r).square().mean() / max(scale, 1e-30)
+                    loss.backward()
+                _share_gradients(fitting.data.ranks, _parameters(modules), turn.rank)
                 optimizer.step()
                 schedule.step()
+
+
+def _share_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter], source: int) -> None:
+    """Every process gets the gradients of the one whose turn it is."""
+    if ranks.alone:
+        return
+    found = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in found])
+    ranks.broadcast_(flat, source=source)
+    for each, part in zip(parameters, flat.split([each.numel() for each in parameters]), strict=True):
+        each.grad = part.view_as(each)
+
+
+def _scale(fitting: Fitting) -> float:
+    """Mean over the batches of the mean square of what the projection should put out."""
+    squares = [float(r.float().square().mean()) for r in fitting.r if r.numel()]
+    sums = torch.tensor([sum(squares), len(fitting.r)], dtype=torch.float64)
+    fitting.data.ranks.sum_(sums)
+    return float(sums[0] / sums[1])
 
 
 def _size(module: nn.Module) -> float:

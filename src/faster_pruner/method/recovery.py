@@ -15,16 +15,18 @@ dense model (`linalg.alignment`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from faster_pruner.data.batches import Batch
+from faster_pruner.host.ranks import Ranks
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import (
     RegressionMoments,
@@ -44,6 +46,8 @@ from faster_pruner.model.spec import Sublayer, bias_of, matrix_of, set_matrix
 from faster_pruner.options import Method, Scale, Weights
 from faster_pruner.progress import Progress, Silent
 from faster_pruner.results import SublayerResult
+
+Found = TypeVar("Found")
 
 # Relative errors computed from float32 moments are not known better than this (the square root of their rounding).
 _ERROR_FLOOR = 1e-3
@@ -123,13 +127,15 @@ def recover(
 
     Args:
         network: the pruned model and its sublayers, also those without a unit left.
-        data: the calibration set, in the packing that `statistics` was taken with.
+        data: the calibration set, in the packing that `statistics` was taken with. Processes that share it add up
+            their moments; the first one solves, and all go on with its weights.
         statistics: of the dense model: tokens read, and the targets when there is no teacher.
         method: recovery, solver and the reference's special cases.
         teacher: whose branches to aim at; None for the stored targets of the dense model.
         progress: told after each sublayer.
     """
-    model, sublayers, batches, setting = network.model, network.sublayers, data.batches, data.setting
+    model, sublayers, batches, setting = network.model, network.sublayers, data.own, data.setting
+    ranks = data.ranks
     if method.recovery is None or not sublayers:
         return [untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
     listener = progress or Silent()
@@ -155,7 +161,7 @@ def recover(
                 # nothing before it has changed: its producers read what they always did
                 run.skip_entry(sublayer)
             elif align is not None and sublayer.aimed:
-                drift = _align(run, model, sublayer, statistics[sublayer.name], batches, ridge=align)
+                drift = _align(run, model, sublayer, statistics[sublayer.name], data, ridge=align)
             if skips_first and place == 0:
                 results.append(untouched(sublayer, "skipped", "the reference does not tune it"))
                 run.skip(sublayer)
@@ -163,11 +169,12 @@ def recover(
             else:
                 tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
                 if descending is not None and sublayer.aimed:
-                    fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf))
+                    fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf), data)
                     result = _descended(fitting, targets, descending, seed=data.seed)
                 else:
-                    moments = _gather(run, targets, sublayer, tokens)
-                    result = _fit(model, sublayer, moments, method.recovery)
+                    moments = _gather(run, targets, sublayer, tokens, ranks=ranks)
+                    fit = partial(_fit, model, sublayer, moments, method.recovery)
+                    result = _led(ranks, [sublayer.projection(model)], fit)
                 notes = "; ".join(filter(None, (drift.note, result.note)))
                 results.append(replace(result, drift_before=drift.before, drift_after=drift.after, note=notes))
             listener.step()
@@ -200,26 +207,41 @@ def _tokens(
     return [real_tokens(sublayer, batch, own[:, :, None]) for batch, own in zip(batches, read, strict=True)]
 
 
+def _led(ranks: Ranks, modules: Iterable[nn.Module], work: Callable[[], Found]) -> Found:
+    """What the first process finds, and writes into some modules: the others get both."""
+    found = ranks.lead(work)
+    with torch.no_grad():
+        ranks.broadcast_(*(parameter for module in modules for parameter in module.parameters(recurse=False)))
+    return found
+
+
 def _align(
     run: Lockstep,
     model: nn.Module,
     sublayer: Sublayer,
     own: SublayerStatistics,
-    batches: Sequence[Batch],
+    data: CalibrationSet,
     *,
     ridge: float,
 ) -> _Drift:
     """Re-aim the producers of one sublayer at their dense inputs."""
-    width = sublayer.aimed[0].inputs
+    width, batches = sublayer.aimed[0].inputs, data.own
     moments = RegressionMoments(width, width, batches[0].rows.device)
-    for index, x in run.entries(sublayer):
+    for index, x in data.ranks.after_first(run.entries(sublayer), lambda: moments.share_centre(data.ranks)):
         if index >= len(own.sources):
             continue  # only the first batches have them
         chosen = source_tokens(sublayer, own.read[index], real_tokens(sublayer, batches[index], x))
         moments.add(tokens_of(x, chosen), own.sources[index])
+    moments.add_up(data.ranks)
+    modules = [model.get_submodule(producer.path) for producer in sublayer.aimed]
+    return _led(data.ranks, modules, lambda: _aim(model, sublayer, moments, ridge=ridge))
+
+
+def _aim(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, *, ridge: float) -> _Drift:
+    """Fit the map from what the producers of one sublayer are given to what they were given, and fold it into them."""
     biased = all(producer.bias for producer in sublayer.aimed)
     fitted = fit_alignment(moments, ridge=ridge, offset=biased)
-    before = moments.error(torch.eye(width, device=moments.x.centre.device), None)
+    before = moments.error(torch.eye(len(fitted.matrix), device=moments.x.centre.device), None)
     after = moments.error(fitted.matrix.T, fitted.offset)
     if not fitted.solution.converged:
         advice = f"alignment: {fitted.solution.status}: {fitted.solution.advice}; producers left as they were"
@@ -241,30 +263,36 @@ def _gather(
     targets: Targets,
     sublayer: Sublayer,
     tokens: Sequence[Tensor],
+    *,
+    ranks: Ranks,
     keep: Callable[[Tensor, Tensor], None] | None = None,
 ) -> RegressionMoments:
     """Moments of the pruned model's inputs X [T, n] and of R = target - base [T, d]; `keep` is given both, X whole."""
     moments = RegressionMoments(sublayer.columns, sublayer.width, tokens[0].device)
-    for arrival, target in zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True):
+    pairs = zip(run.arrivals(sublayer), targets.of(sublayer, tokens), strict=True)
+    for arrival, target in ranks.after_first(pairs, lambda: moments.share_centre(ranks)):
         chosen = tokens[arrival.batch]
         r = target.float() if arrival.base is None else target - tokens_of(arrival.base, chosen)
         moments.add(tokens_of(arrival.x, chosen), r)
         if keep is not None:
             keep(arrival.x, r)
+    moments.add_up(ranks)
     return moments
 
 
 def _descended(fitting: Fitting, targets: Targets, recovery: Weights, *, seed: int) -> SublayerResult:
     """Least squares, all matrices of the sublayer by descent from there, and least squares for what has become of X."""
     assert recovery.descent is not None
-    run, model, sublayer = fitting.run, fitting.model, fitting.sublayer
-    moments = _gather(run, targets, sublayer, fitting.tokens, fitting.keep)
-    result = _reconstruct(model, sublayer, moments, recovery)
+    run, model, sublayer, ranks = fitting.run, fitting.model, fitting.sublayer, fitting.data.ranks
+    projection = sublayer.projection(model)
+    moments = _gather(run, targets, sublayer, fitting.tokens, ranks=ranks, keep=fitting.keep)
+    result = _led(ranks, [projection], lambda: _reconstruct(model, sublayer, moments, recovery))
     reason = descend(fitting, recovery.descent, seed=seed)
     if reason:
         found = replace(result, note="; ".join(filter(None, (result.note, reason))))
     else:
-        found = _reconstruct(model, sublayer, fitting.moments(), recovery)
+        again = fitting.moments()
+        found = _led(ranks, [projection], lambda: _reconstruct(model, sublayer, again, recovery))
         found = replace(found, residual_before=result.residual_before)
         run.renew(sublayer)
     fitting.r.clear()

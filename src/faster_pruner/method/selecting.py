@@ -117,10 +117,11 @@ def select(calibrated: Calibrated, method: Method, bounds: Sequence[Bound], size
         BudgetError: the limits are below what the sizes allow.
         NumericalError: activations are not finite.
     """
-    sizes = sizes or Sizes()
-    if isinstance(method.selection, SecondOrder):
-        return _by_knapsack(calibrated.sublayers, loss_curves(calibrated, method.selection), bounds, sizes)
-    return _by_fisher(calibrated, method.selection, bounds, sizes)
+    allowed, selection, lead = sizes or Sizes(), method.selection, calibrated.data.ranks.lead
+    if isinstance(selection, SecondOrder):
+        curves = loss_curves(calibrated, selection)
+        return lead(lambda: _by_knapsack(calibrated.sublayers, curves, bounds, allowed))
+    return lead(lambda: _by_fisher(calibrated, selection, bounds, allowed))
 
 
 def _by_fisher(calibrated: Calibrated, options: Fisher, bounds: Sequence[Bound], sizes: Sizes) -> Selection:
@@ -239,8 +240,16 @@ def loss_curves(calibrated: Calibrated, options: SecondOrder) -> dict[str, Curve
     missing = [s for s in calibrated.sublayers if keys[s.name] not in calibrated.curves]
     device = device_of(calibrated.model)
     largest = max((s.columns for s in missing), default=1)
-    at_once = _SHARE_OF_FREE_MEMORY * free_memory(device) / max(1, _MATRICES * 8 * largest**2)
-    found = on_all_cores(lambda s: _loss_curve(calibrated, s, options), missing, device, most=int(at_once))
+    ranks = calibrated.data.ranks
+    free = _SHARE_OF_FREE_MEMORY * free_memory(device) / ranks.local_count
+    at_once = int(free / max(1, _MATRICES * 8 * largest**2))
+
+    def curves_of(some: list[Sublayer]) -> list[Curve]:
+        return on_all_cores(lambda s: _loss_curve(calibrated, s, options), some, device, most=at_once)
+
+    # dealt out in this order, so that every process gets some of the wide ones
+    missing.sort(key=lambda s: -s.columns)
+    found = ranks.spread(curves_of, missing)
     calibrated.curves.update({keys[s.name]: curve for s, curve in zip(missing, found, strict=True)})
     return {name: calibrated.curves[key] for name, key in keys.items()}
 

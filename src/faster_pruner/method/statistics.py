@@ -5,7 +5,8 @@ One forward and one backward per batch give, for every sublayer at once and for 
     ``g[i, u] = sum over the tokens t of i and the columns c of u of X[t, c] (dL/dX)[t, c]``
 
 the second moments ``A = X' X`` and ``G = (dL/dY)' (dL/dY)`` (the K-FAC factors), and the targets of the recovery. All
-are sums over tokens or rows, so they can be split over devices and added up.
+are sums over tokens or rows, so they are split over processes and added up (`host.ranks`); targets and sources stay in
+the process that passed through the batch.
 
 Moments settle long before the recovery's regressions do. So the backward may be confined to some of the batches
 (`Batch.differentiated`); the others run forward only, for their targets, except through the last sublayers, of whose
@@ -14,7 +15,7 @@ tokens the objective reads only a few (in a classifier, CLS): those are cheap to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -29,7 +30,7 @@ from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.network import Network
 from faster_pruner.model.precision import choose_precision
-from faster_pruner.model.reading import Reading, real_tokens
+from faster_pruner.model.reading import Reading, Rule, real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents, Objective
 from faster_pruner.objectives.parts import predicted
@@ -135,6 +136,13 @@ class _Collector:
     def __init__(self, sublayers: Sequence[Sublayer], data: CalibrationSet, reading: Reading, needs: Needs) -> None:
         self.needs, self.sublayers, self.reading = needs, sublayers, reading
         self.rows, device, setting = data.rows, data.batches[0].rows.device, data.setting
+        self.ranks = data.ranks
+        # tokens that are exchanged as they are, by sublayer: (place of the batch, x, dL/dy)
+        one_a_row = {s.name for s in sublayers if reading.rules.get(s.name) in (Rule.FIRST, Rule.LAST)}
+        self.exchanged: dict[str, list[tuple[int, Tensor, Tensor]]] = {
+            s.name: [] for s in sublayers if s.name in one_a_row and needs.moments and not self.ranks.alone
+        }
+        self.place = 0
         # hidden states of a bfloat16 pass are not known better than that
         self.kept_in = torch.bfloat16 if choose_precision(setting.precision, device) == "bfloat16" else torch.float32
         self.targets = {s.name: HiddenStates(setting.shelf) for s in sublayers}
@@ -154,9 +162,9 @@ class _Collector:
             for s in sublayers
         }
 
-    def begin(self, batch: Batch, found: Mapping[str, Tensor] | None) -> None:
-        """The next observations are of this batch; `found` is what it reads where no rule says so."""
-        self.batch, self.found = batch, found
+    def begin(self, place: int, batch: Batch, found: Mapping[str, Tensor] | None) -> None:
+        """The next observations are of the batch at `place`; `found` is what it reads where no rule says so."""
+        self.place, self.batch, self.found = place, batch, found
         self.begun.clear()
 
     @torch.no_grad()
@@ -180,8 +188,12 @@ class _Collector:
             product = (seen.x.float() * seen.x_gradient.float() * real[:, :, None]).sum(dim=1)
             own.mask_gradients[self.batch.rows] += product.view(-1, sublayer.units, sublayer.unit_size).sum(dim=2)
         if own.x is not None and own.y_gradient is not None:
-            own.x.add(tokens_of(seen.x, read))
-            own.y_gradient.add(tokens_of(seen.y_gradient, read))
+            x, gradient = tokens_of(seen.x, read), tokens_of(seen.y_gradient, read)
+            if sublayer.name in self.exchanged:
+                self.exchanged[sublayer.name].append((self.place, x.clone(), gradient.clone()))
+            else:
+                own.x.add(x)
+                own.y_gradient.add(gradient)
         if self.needs.sources and seen.source is not None:
             chosen = source_tokens(sublayer, read, real)
             self.sources[sublayer.name].append(tokens_of(seen.source, chosen).to(self.kept_in))
@@ -192,12 +204,46 @@ class _Collector:
             return seen.y.to(self.kept_in)
         return torch.add(seen.base.float(), seen.y, out=torch.empty_like(seen.base, dtype=self.kept_in))
 
+    def share_centres(self) -> None:
+        """Every process accumulates its moments about the means that the first one has found."""
+        for moment in self._moments():
+            moment.share_centre(self.ranks)
+
     def finish(self) -> None:
-        """Complete the sums; from here on statistics are only read."""
-        for own in self.statistics.values():
+        """Complete the sums, over all processes; from here on statistics are only read."""
+        for name, tokens in self.exchanged.items():
+            self._add_exchanged(self.statistics[name], tokens)
+        for moment in self._moments():
+            moment.finish()
+        for name, own in self.statistics.items():
             for moment in (own.x, own.y_gradient):
-                if moment is not None:
-                    moment.finish()
+                if moment is not None and name not in self.exchanged:
+                    moment.add_up(self.ranks)
+        for own in self.statistics.values():
+            if own.mask_gradients is not None:
+                self.ranks.sum_(own.mask_gradients)
+            rows = torch.tensor(own.rows)
+            self.ranks.sum_(rows)
+            own.rows = int(rows)
+
+    def _add_exchanged(self, own: SublayerStatistics, tokens: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Add the tokens of all processes, in the order in which one process adds them.
+
+        Where a row has one token, there are hardly more tokens than columns. Then an elimination hangs on the last bits
+        of their moment, and these on the order of its sums; and the tokens are no more bytes than the moment.
+        """
+        assert own.x is not None
+        assert own.y_gradient is not None
+        every = [each for part in self.ranks.gather(tokens) for each in part]
+        for _, x, gradient in sorted(every, key=lambda each: each[0]):
+            own.x.add(x)
+            own.y_gradient.add(gradient)
+        tokens.clear()
+
+    def _moments(self) -> Iterator[SecondMoment]:
+        """All of them, in the order of the sublayers."""
+        for own in self.statistics.values():
+            yield from (moment for moment in (own.x, own.y_gradient) if moment is not None)
 
     def partly_read_from(self) -> int:
         """Index of the first of the last sublayers, of whose tokens the objective reads only some."""
@@ -214,7 +260,7 @@ def take_statistics(
 
     Args:
         network: the model, with the sublayers that take part.
-        data: the calibration set, batches that are `differentiated` first.
+        data: the calibration set, batches that are `differentiated` first; this process passes through its own.
         probe: what the model is asked.
         needs: which statistics to gather.
         progress: told after each batch.
@@ -226,13 +272,19 @@ def take_statistics(
     """
     model, sublayers, objective = network.model, network.sublayers, probe.objective
     collector = _Collector(sublayers, data, probe.reading, needs)
-    found = [probe.reading.of(sublayers, batch) for batch in data.batches]
-    waiting = counted(zip(data.batches, found, strict=True), progress or Silent())
-    for differentiated, run in groupby(waiting, key=lambda pair: pair[0].differentiated):
+    found = [probe.reading.of(sublayers, batch) for batch in data.own]
+    counting = counted(zip(data.places, data.own, found, strict=True), progress or Silent())
+
+    def share() -> None:
+        collector.share_centres()
+        probe.cotangents.draw_as_wide(data.ranks.lead(lambda: probe.cotangents.width))
+
+    waiting = data.ranks.after_first(counting, share)
+    for differentiated, run in groupby(waiting, key=lambda each: each[1].differentiated):
         start = 0 if differentiated else collector.partly_read_from()
         with gradients(model, sublayers, collector.observe, start=start):
-            for batch, of_batch in run:
-                collector.begin(batch, of_batch)
+            for place, batch, of_batch in run:
+                collector.begin(place, batch, of_batch)
                 for predictions in predicted(model, objective, batch, precision=data.setting.precision):
                     _check_finite(predictions.values)
                     if predictions.values.requires_grad:

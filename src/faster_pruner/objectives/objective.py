@@ -207,7 +207,18 @@ class Cotangents:
         self._likelihood, self._labelled, self._rows, self._seed = likelihood, labelled, rows, seed
         self._generator = torch.Generator().manual_seed(seed)
         self._signs: Tensor | None = None
+        self._first = 0
         self._drawn = Counter[int]()
+
+    @property
+    def width(self) -> int:
+        """C of the first predictions that random directions were drawn for; 0 before."""
+        return self._first
+
+    def draw_as_wide(self, width: int) -> None:
+        """Draw as if the first predictions had been so wide: in every process that shares the rows, alike."""
+        if width and self._signs is None:
+            self._first, self._signs = width, _random_signs((self._rows, width), self._generator)
 
     def of(self, predictions: Predictions) -> Tensor:
         """[P, C]. Raises OptionError when labels are needed and there are none."""
@@ -221,8 +232,8 @@ class Cotangents:
 
     def _draw(self, rows: Tensor, width: int) -> Tensor:
         """[P, C] random signs; those of several predictions of a row are drawn for this row."""
-        if self._signs is None:
-            self._signs = _random_signs((self._rows, width), self._generator)
+        self.draw_as_wide(width)
+        assert self._signs is not None
         missing = width - self._signs.shape[1]
         if missing > 0:
             # predictions over positions are as wide as their batch is long

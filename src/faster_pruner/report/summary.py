@@ -53,7 +53,8 @@ def print_summary(report: PruneReport, console: Console) -> None:
         console.print(Text(distilled(report.distillation)))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     console.print(Text(_legend(report), style="dim"))
-    console.print(Text(f"time: {stages}", style="dim"))
+    shared = f" ({len(report.processes)} processes)" if report.processes else ""
+    console.print(Text(f"time{shared}: {stages}", style="dim"))
     if report.verified:
         console.print(Text.assemble(("verified", "green"), f": {report.verified}"))
     for warning in report.warnings:
