@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ def table(found: dict[str, Any], methods: Sequence[str]) -> list[str]:
         if not own:
             continue
         cells = [cell([run for run in own if run["macs"] == share]) for share in budgets]
-        took = summary([{key: run[key] for key in ("seconds", "memory_mb")} for run in own])["mean"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {took['seconds']:.0f} | {took['memory_mb']:.0f} |")
+        took = summary([{"seconds": run["seconds"]} for run in own])["mean"]["seconds"]
+        known = [run["memory_mb"] for run in own if run["memory_mb"] is not None]
+        held = f"{statistics.mean(known):.0f}" if known else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {took:.0f} | {held} |")
     return lines
 
 

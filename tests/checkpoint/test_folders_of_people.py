@@ -139,7 +139,7 @@ def test_a_tied_language_model_is_still_tied_after_pruning(tmp_path: Path) -> No
 def text_rows(folder: Path) -> Data:
     """Rows of text for a language model."""
     generator = torch.Generator().manual_seed(3)
-    for split, count in (("train", 40), ("validation", 12)):
+    for split, count in (("train", 120), ("validation", 12)):
         words = torch.randint(0, len(tiny.WORDS), (count, 12), generator=generator).tolist()
         tiny.write_jsonl(folder / f"{split}.jsonl", [{"text": " ".join(f"w{i}" for i in row)} for row in words])
     return Data(folder=folder)
