@@ -29,6 +29,7 @@ from command import run
 from corpora import IDS, SIZES, fast, files_of, pruned, save, sentences, write_rows
 from faster_pruner import (
     Budget,
+    CalibrationOptions,
     Data,
     Limit,
     Output,
@@ -61,6 +62,8 @@ _BART: dict[str, Any] = {
     for side in ("encoder", "decoder")
     for key, value in (("layers", 1), ("attention_heads", 3), ("ffn_dim", 40))
 }
+# The longest texts of classifiers are shorter; of a language model's there are blocks enough.
+SHORT = CalibrationOptions(max_length=32)
 CASES: dict[str, tuple[PreTrainedConfig, Any, str]] = {
     "bert, WordPiece": (BertConfig(**_SIZES), AutoModelForSequenceClassification, "WordPiece"),
     "roberta, BPE": (RobertaConfig(**_SIZES, **IDS), AutoModelForSequenceClassification, "BPE of bytes"),
@@ -100,16 +103,16 @@ print([logits.tolist(), model.config.vocab_size, len(tokenizer), "faster_pruner"
 def test_it_is_what_one_after_the_other_gives(name: str, tmp_path: Path) -> None:
     dense, rows, texts = make(name, tmp_path), write_rows(tmp_path / "rows"), list(sentences("latin"))
     wanted = Vocabulary(texts=texts, held_out=0)
-    both = pruned(dense, rows, macs=0.6, output=tmp_path / "both", vocabulary=wanted)
+    both = pruned(dense, rows, macs=0.6, output=tmp_path / "both", vocabulary=wanted, calibration=SHORT)
     first = prune_vocabulary(dense, texts, output=tmp_path / "tokens", held_out=0)
-    second = pruned(tmp_path / "tokens", rows, macs=0.6, output=tmp_path / "after")
+    second = pruned(tmp_path / "tokens", rows, macs=0.6, output=tmp_path / "after", calibration=SHORT)
     assert files_of(tmp_path / "both") == files_of(tmp_path / "after")
     assert both.report.calibration_hash == second.report.calibration_hash
     assert both.report.after == second.report.after
     assert both.report.verified
 
     # what it is compared with is the model with all its tokens, on rows of its own tokenizer
-    own = evaluate(dense, rows)
+    own = evaluate(dense, rows, max_length=SHORT.max_length)
     assert both.report.before == own
     whole = load(dense)
     assert both.report.dense.parameters == whole.num_parameters()
@@ -162,7 +165,8 @@ def test_predictions_that_make_no_pairs_have_no_interval(tmp_path: Path) -> None
     """A causal language model predicts every token: of other texts the smaller vocabulary makes more of them."""
     dense = make("llama, tied", tmp_path)
     rows = write_rows(tmp_path / "rows", validation="cyrillic")
-    result = pruned(dense, Data(folder=rows.folder), macs=0.6, vocabulary=list(sentences("latin")))
+    given = Data(folder=rows.folder)
+    result = pruned(dense, given, macs=0.6, vocabulary=list(sentences("latin")), calibration=SHORT)
     assert result.report.after["validation"].primary == "perplexity"
     assert result.report.confidence == {}
     (told,) = [w for w in result.report.warnings if "no confidence interval" in w]

@@ -96,12 +96,14 @@ def share_left(calibrated: Calibrated, method: Method, bounds: Sequence[Bound], 
         NumericalError: activations are not finite.
     """
     share = min(bound.share for bound in bounds)
-    if any(isinstance(bound.cost, Macs) for bound in bounds):
+    counted = any(isinstance(bound.cost, Macs) for bound in bounds)
+    if counted and len(method.rounds.exponents(share)) == 1:
         return share
+    # what cannot be reached is told of the dense model here, not of what a round has left
     selection = select(calibrated, method, bounds, sizes)
     macs, sublayers = Macs(calibrated.data.lengths), calibrated.sublayers
     left = sum(float(macs.of(s, torch.tensor([selection[s.name].numel()]))[0]) for s in sublayers)
-    return min(share, left / total(macs, sublayers))
+    return share if counted else min(share, left / total(macs, sublayers))
 
 
 def select(calibrated: Calibrated, method: Method, bounds: Sequence[Bound], sizes: Sizes | None = None) -> Selection:
