@@ -4,7 +4,7 @@ Beside each run one FB (`cost.py`) over the calibration batches of the same rows
 just before it; cells are medians of the repeats. Stages are those of result.json; what is left is the start of Python,
 imports and the end.
 
-python benchmarks/whole_run.py            results/whole-run.json and the table of docs/cost.md
+python benchmarks/whole_run.py            results/whole-run.json and a table
 python benchmarks/whole_run.py --show     the table from the saved JSON
 """
 
@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import SHARED, read_result, write_result, write_table
-from cost import DOCS, case, forward_backward
+from common import SHARED, read_result, write_result
+from cost import case, forward_backward
 from faster_pruner.data.batches import pack
 from faster_pruner.host.devices import pick_device
 from faster_pruner.options import CalibrationOptions
@@ -71,7 +71,7 @@ def run(names: list[str], repeats: int, device: str | None) -> list[dict[str, An
 
 
 def show() -> None:
-    """The table of docs/cost.md."""
+    """The table, of medians."""
     lines = [
         "| run | in all, FB | load and rows | pruning | evaluation | timing, saving, verification | start and end |"
     ]
@@ -84,7 +84,7 @@ def show() -> None:
             shares.append([each / fb for each in (own["whole"], *known, staged - sum(known), own["whole"] - staged)])
         cells = [f"{statistics.median(column):.1f}" for column in zip(*shares, strict=True)]
         lines.append(f"| {row['case']} | **{cells[0]}** | {' | '.join(cells[1:])} |")
-    write_table(DOCS / "cost.md", NAME, lines)
+    print("\n".join(lines))
 
 
 def main() -> None:
