@@ -6,6 +6,7 @@ The processes are forked from one that has imported the usual packages (`fresh`)
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -61,6 +62,9 @@ print(json.dumps([ends[rank] for rank in range(count)]))
 """
 
 
+_LOGGED = re.compile(r"(\[rank\d+\]:\s*)?\[[WEI]\d{4} |Exception raised from|frame #|\s*$")
+
+
 class Ended(subprocess.CompletedProcess[str]):
     """How one of several processes ended.
 
@@ -69,6 +73,12 @@ class Ended(subprocess.CompletedProcess[str]):
     """
 
     at: float
+
+    @property
+    def said(self) -> str:
+        """What it has put out as errors, but for what torch's own network code logs: a peer that leaves first is one."""
+        lines = self.stderr.splitlines(keepends=True)
+        return "".join(line for line in lines if not _LOGGED.match(line))
 
 
 def run(program: str, *arguments: str | Path, count: int, stopped: int = -1) -> list[Ended]:

@@ -96,7 +96,7 @@ def _compare(one: Path, other: Path, *, most: float = _APART) -> None:
 
 def test_three_processes_find_what_one_does(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for ended in several.run(_ALL, place, json.dumps(_CASES), count=3):
-        assert ended.stderr == ""
+        assert ended.said == ""
         assert (ended.returncode, ended.stdout) == (0, "done\n")
     monkeypatch.chdir(place)
     rounded = gram.reduced_products
@@ -239,5 +239,5 @@ def test_too_few_batches_for_the_processes(place: Path) -> None:
     first, second = several.run(program, "prune", *few, count=2)
     assert first.returncode == second.returncode == 2
     assert "error: the calibration set makes 1 batches, which 2 processes cannot share" in first.stderr
-    assert second.stderr == ""
+    assert second.said == ""
     assert not (place / "few").exists()

@@ -74,7 +74,7 @@ def test_three_processes_exchange_and_add_up(tmp_path: Path) -> None:
     r = torch.randn(90, 4) - 7
     torch.save((x, r), tmp_path / "given.pt")
     for ended in several.run(_EXCHANGES, tmp_path / "given.pt", tmp_path / "made.pt", count=3):
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+        assert (ended.returncode, ended.stdout, ended.said) == (0, "done\n", "")
     found = torch.load(tmp_path / "made.pt")
     for shared, tokens in ((True, 60), (False, 90)):
         u, v = x[:tokens].double(), r[:tokens].double()
