@@ -76,7 +76,7 @@ class Ended(subprocess.CompletedProcess[str]):
 
     @property
     def said(self) -> str:
-        """What it has put out as errors, but for what torch's own network code logs: a peer that leaves first is one."""
+        """What it has put out as errors, but for the log of torch's own network code: of a peer that leaves first."""
         lines = self.stderr.splitlines(keepends=True)
         return "".join(line for line in lines if not _LOGGED.match(line))
 
