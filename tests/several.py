@@ -62,7 +62,7 @@ print(json.dumps([ends[rank] for rank in range(count)]))
 """
 
 
-_LOGGED = re.compile(r"(\[rank\d+\]:\s*)?\[[WEI]\d{4} |Exception raised from|frame #|\s*$")
+_LOGGED = re.compile(r"(\[rank\d+\]:\s*)?\[[WEI]\d{4} |Exception raised from|frame #|<omitting |\s*$")
 
 
 class Ended(subprocess.CompletedProcess[str]):
