@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
-from decoders import DEFAULT, MODEL, SELECTION, Bench, folder_of, spread_out
+from decoders import DEFAULT, MODEL, SELECTION, Bench, drawn, folder_of, spread_out
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import describe, encoded, objective_for
 from faster_pruner.checkpoint.opening import open_checkpoint
@@ -110,12 +110,6 @@ IDEAS: dict[str, Idea] = {
 }
 
 
-def drawn(train: EncodedRows, tokens: int, seed: int) -> EncodedRows:
-    """Blocks drawn without replacement."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-    return replace(train, tokens=[train.tokens[i] for i in order[: max(1, tokens // LENGTH)]])
-
-
 def text_of(name: str, bench: Bench) -> EncodedRows:
     """Blocks of another corpus."""
     data = Data(folder=SHARED / "data" / "glue" / name, task="language-modeling")
@@ -178,12 +172,14 @@ def run(arguments: argparse.Namespace) -> None:
             corpus = text_of(idea.text, bench) if idea.text else train
             begun = time.process_time()
             subject = subjects[idea.method.attention_unit]
-            calibrated = calibrate(subject, drawn(corpus, idea.tokens, seed), idea.method, bench.options(seed))
+            calibrated = calibrate(
+                subject, drawn(corpus, idea.tokens // LENGTH, seed), idea.method, bench.options(seed)
+            )
             shared = time.process_time() - begun
             for share in wanted:
                 begun = time.process_time()
                 budget = Budget(macs=share, allocation=idea.allocation)
-                fit = drawn(train, TOKENS + FITNESS * LENGTH, seed)
+                fit = drawn(train, TOKENS // LENGTH + FITNESS, seed)
                 own = replace(bench, judges=replace(fit, tokens=fit.tokens[-FITNESS:]))
                 model = evolved(calibrated, budget, idea, own, seed)
                 seconds = shared + time.process_time() - begun

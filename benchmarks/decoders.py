@@ -51,7 +51,7 @@ from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import round_weights
 from faster_pruner.costs.budget import Budget
 from faster_pruner.costs.cost import Macs, total
-from faster_pruner.data.batches import EncodedRows, pack
+from faster_pruner.data.batches import EncodedRows, pack, rows_of
 from faster_pruner.data.sources import TRAIN_SPLITS, load_split
 from faster_pruner.data.tasks import Data
 from faster_pruner.errors import BudgetError
@@ -115,9 +115,7 @@ class Bench:
 
     def blocks(self, seed: int) -> EncodedRows:
         """The calibration set of a seed: blocks drawn without replacement."""
-        count = max(1, self.arguments.tokens // self.arguments.seq)
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed)).tolist()
-        return replace(self.train, tokens=[self.train.tokens[i] for i in order[:count]])
+        return drawn(self.train, self.arguments.tokens // self.arguments.seq, seed)
 
     def options(self, seed: int) -> CalibrationOptions:
         """How passes are run."""
@@ -175,11 +173,17 @@ def in_blocks(opened: Opened, text: str, length: int) -> EncodedRows:
     return EncodedRows(tokens=blocks, labels=None, padding={"input_ids": tokenizer.pad_token_id or 0})
 
 
+def drawn(blocks: EncodedRows, count: int, seed: int) -> EncodedRows:
+    """So many blocks, at least one, drawn without replacement."""
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
+    return rows_of(blocks, order[: max(1, count)])
+
+
 def spread_out(rows: EncodedRows, most: int) -> EncodedRows:
     """At most so many blocks, at equal distances; all for 0."""
     if most == 0 or len(rows) <= most:
         return rows
-    return replace(rows, tokens=[rows.tokens[i * len(rows) // most] for i in range(most)])
+    return rows_of(rows, [i * len(rows) // most for i in range(most)])
 
 
 def layer_macs(bench: Bench, model: nn.Module) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import tiny
 from faster_pruner.checkpoint.saving import write_checkpoint
 from faster_pruner.data.batches import Batch
+from faster_pruner.model.passes import called
+from faster_pruner.model.reading import Predict
 from faster_pruner.model.shrink import shrink
 from faster_pruner.model.spec import Family, Sublayer, resolve
 from faster_pruner.model.table import FAMILIES
@@ -99,6 +101,11 @@ def inputs_of(name: str, *, seed: int = 0, rows: int = 3, length: int = 7, memor
         found |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         found["input_ids"], found["attention_mask"] = tokens(memory)
     return found
+
+
+def reading_of(values: Callable[[Any, Batch], Tensor]) -> Predict:
+    """Predictions that are all read, in one part, from what a model returns for a batch."""
+    return lambda model, batch: [values(called(model, batch.inputs), batch)]
 
 
 def batch_of(inputs: dict[str, Tensor]) -> Batch:

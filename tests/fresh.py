@@ -19,8 +19,24 @@ from typing import Any
 # What every program needs, and takes seconds to import.
 _USUAL = ("torch", "transformers", "datasets", "sklearn.metrics", "scipy.stats", "safetensors.torch")
 _CLASSES = ("AutoModelForSequenceClassification", "BertForSequenceClassification", "PreTrainedTokenizerFast")
-_SERVER = """
-import atexit, importlib, json, os, sys, traceback
+# What a forked process does with its program.
+CODE_OF = """
+import sys, traceback
+
+def code_of(program, *, unforeseen):
+    try:
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+        return 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return unforeseen
+"""
+_SERVER = (
+    CODE_OF
+    + """
+import atexit, importlib, json, os
 
 for name in sys.argv[1].split(","):
     importlib.import_module(name)
@@ -36,12 +52,7 @@ def run(program, arguments, place):
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(os.path.join(place, name), os.O_WRONLY | os.O_CREAT, 0o600), number)
         sys.argv[:] = ["-c", *arguments]
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
+        code = code_of(program, unforeseen=1)
     finally:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -56,6 +67,7 @@ for line in sys.stdin:
         run(*json.loads(line))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+)
 
 
 @cache

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import fresh
 
-_EACH = """
-import contextlib, os, socket, sys, time, traceback
+_EACH = (
+    fresh.CODE_OF
+    + """
+import contextlib, os, socket, time
 count, stopped, place, program, *rest = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 sys.argv[1:] = rest
 with socket.socket() as free:
@@ -32,12 +34,7 @@ for rank in range(count):
         os.dup2(os.open(os.path.join(place, f"{rank}.{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     code = 70
     try:
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
+        code = code_of(program, unforeseen=70)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -60,6 +57,7 @@ for child, rank in waiting.items():
 import json
 print(json.dumps([ends[rank] for rank in range(count)]))
 """
+)
 
 
 _LOGGED = re.compile(r"(\[rank\d+\]:\s*)?\[[WEI]\d{4} |Exception raised from|frame #|<omitting |\s*$")

@@ -7,7 +7,8 @@ import json
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -107,30 +108,30 @@ def inputs_of(
 ) -> Tensor:
     """[T, n]: what a projection is given, one row of tokens after the other, with columns of some inputs replaced."""
     found: list[Tensor] = []
-    handles = [s.projection(model).register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, 1)))]
-    handles += hooks(model, network, replaced)
+    handle = s.projection(model).register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, 1)))
     try:
-        with torch.no_grad():
+        with given(model, network, replaced), torch.no_grad():
             for batch in data.batches:
                 for ids in batch.inputs["input_ids"]:
                     model(input_ids=ids[None])
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return torch.cat(found).double()
 
 
-def hooks(model: nn.Module, network: Network, replaced: Mapping[str, tuple[Tensor, Tensor]]) -> list[Any]:
+@contextmanager
+def given(model: nn.Module, network: Network, replaced: Mapping[str, tuple[Tensor, Tensor]]) -> Generator[None]:
     """By sublayer (gone [n] bool, value [n]): its projection is given those values in those columns."""
 
     def replacing(gone: Tensor, value: Tensor) -> Any:
         return lambda _m, args: (torch.where(gone, value.to(args[0]), args[0]),)
 
-    return [
-        s.projection(model).register_forward_pre_hook(replacing(*replaced[s.name]))
-        for s in network.sublayers
-        if s.name in replaced
-    ]
+    with ExitStack() as stack:
+        for s in network.sublayers:
+            if s.name in replaced:
+                hook = replacing(*replaced[s.name])
+                stack.callback(s.projection(model).register_forward_pre_hook(hook).remove)
+        yield
 
 
 def logits(model: nn.Module, data: CalibrationSet) -> Tensor:
@@ -210,12 +211,8 @@ def test_flap_replaces_the_least_fluctuating_units_by_their_means(
     for s in dense.sublayers:
         gone = torch.tensor([unit not in keep[s.name] for unit in range(s.units)]).repeat_interleave(s.unit_size)
         replaced[s.name] = gone, inputs_of(dense.model, s, data, {}, dense).mean(dim=0)
-    handles = hooks(dense.model, dense, replaced)
-    try:
+    with given(dense.model, dense, replaced):
         wanted = logits(dense.model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     torch.testing.assert_close(logits(pruned.model, data), wanted, rtol=1e-4, atol=1e-4)
     biases = sum(name.endswith("bias") for name, _ in pruned.model.named_parameters())
     assert biases == sum(len(keep[s.name]) < s.units for s in dense.sublayers)
@@ -237,12 +234,8 @@ def test_wanda_scores_what_the_model_pruned_so_far_computes(
         chosen = sorted(range(s.units), key=lambda u: -scores[u])[: left[s.name]]
         gone = torch.tensor([u not in chosen for u in range(s.units)]).repeat_interleave(s.unit_size)
         replaced[s.name] = gone, torch.zeros(s.columns)
-    handles = hooks(dense.model, dense, replaced)
-    try:
+    with given(dense.model, dense, replaced):
         wanted = logits(dense.model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     torch.testing.assert_close(logits(pruned.model, data), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -314,12 +307,8 @@ def test_torch_pruning_removes_query_heads_of_every_group_and_neurons(
             assert (in_group.any(dim=2).sum(dim=1) == queries - lost).all()
         else:
             assert after.shape[1] < s.columns
-    handles = hooks(dense.model, dense, replaced)
-    try:
+    with given(dense.model, dense, replaced):
         wanted = logits(dense.model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     torch.testing.assert_close(logits(pruned, data), wanted, rtol=1e-4, atol=1e-4)
     assert all(parameter.grad is None for parameter in dense.model.parameters())
 

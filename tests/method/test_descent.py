@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import stock_models as stock
 import tiny
-from cases import ONCE, Case, batch_of, inputs_of, make, uneven
+from cases import ONCE, Case, batch_of, inputs_of, make, reading_of, uneven
 from faster_pruner import prune_model
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import OptionError
@@ -23,7 +23,7 @@ from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned
 from faster_pruner.model.lockstep import Lockstep, lockstep
 from faster_pruner.model.passes import inference, tensors_in
-from faster_pruner.model.reading import find_reading, reading_of
+from faster_pruner.model.reading import find_reading
 from faster_pruner.model.spec import bias_of
 from faster_pruner.objectives.evaluation import predict
 from faster_pruner.options import (

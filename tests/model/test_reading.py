@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import cases
 import tiny
-from cases import batch_of, inputs_of
+from cases import batch_of, inputs_of, reading_of
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.gradients import Observation, gradients
-from faster_pruner.model.reading import Reading, Rule, find_reading, reading_of, real_tokens
+from faster_pruner.model.reading import Reading, Rule, find_reading, real_tokens
 from faster_pruner.model.spec import Sublayer, resolve
 from made_up import MADE_UP
 from made_up_modules import GroupedLayer, OneStack

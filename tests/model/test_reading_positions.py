@@ -12,7 +12,8 @@ import tiny
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.data.tasks import Task
-from faster_pruner.model.reading import Rule, find_reading, reading_of, real_tokens
+from faster_pruner.model.reading import Rule, find_reading, real_tokens
+from faster_pruner.objectives.parts import predictions_of
 from faster_pruner.objectives.registry import kind_of
 
 
@@ -31,7 +32,7 @@ def test_a_token_classifiers_last_ffn_is_read_at_the_positions(family: str, left
     objective = kind_of(model).objective(model.config)
     sublayers = sublayers_of(model)
     batches = tiny.make_batches(tagged_rows(left=left), 60)
-    reading = find_reading(model, sublayers, batches[0], reading_of(objective.values))
+    reading = find_reading(model, sublayers, batches[0], predictions_of(objective))
     last, others = sublayers[-1], sublayers[:-1]
     assert reading.rules[last.name] is Rule.POSITIONS
     assert reading.partial(last)
@@ -52,7 +53,7 @@ def test_where_every_word_is_one_token_only_the_special_ones_are_left_out() -> N
     assert rows.positions is not None
     whole = replace(rows, positions=[list(range(1, length - 1)) for length in rows.lengths], labels=None)
     (batch,) = tiny.make_batches(whole, 10_000)
-    reading = find_reading(model, sublayers_of(model), batch, reading_of(kind_of(model).objective(model.config).values))
+    reading = find_reading(model, sublayers_of(model), batch, predictions_of(kind_of(model).objective(model.config)))
     assert reading.rules[sublayers_of(model)[-1].name] is Rule.POSITIONS
 
 
@@ -64,5 +65,5 @@ def test_answers_may_start_and_end_anywhere() -> None:
     batch = tiny.make_batches(rows, 200)[0]
     assert batch.mask is not None
     assert not batch.mask.all()
-    reading = find_reading(model, sublayers_of(model), batch, reading_of(kind.objective(model.config).values))
+    reading = find_reading(model, sublayers_of(model), batch, predictions_of(kind.objective(model.config)))
     assert set(reading.rules.values()) == {Rule.EVERY}

@@ -18,8 +18,9 @@ from faster_pruner.data.files import passages
 from faster_pruner.data.tasks import Task
 from faster_pruner.errors import DataError
 from faster_pruner.model.describe import describe
-from faster_pruner.model.reading import Rule, find_reading, reading_of
+from faster_pruner.model.reading import Rule, find_reading
 from faster_pruner.objectives.language import draw, encode, losses_of, objective_for, per_token
+from faster_pruner.objectives.parts import predictions_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXT = Task(name="", text_column="text", label_column="")
@@ -80,7 +81,7 @@ def test_prompts_are_not_predicted(model: Any) -> None:
 def test_every_token_but_the_last_is_read(model: Any, left: bool) -> None:
     batch = batch_of(9, 6, 7, left=left)
     sublayers = describe(model, batch.inputs).sublayers
-    rules = find_reading(model, sublayers, batch, reading_of(objective_for(model.config).values)).rules
+    rules = find_reading(model, sublayers, batch, predictions_of(objective_for(model.config))).rules
     # what a causal mask hides from earlier tokens has a path all the same
     assert [rules[s.name] for s in sublayers] == [Rule.EVERY] * 2 + [Rule.BUT_LAST] * 2
 

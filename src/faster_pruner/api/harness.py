@@ -15,6 +15,7 @@ from faster_pruner.api.run import Run
 from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
+from faster_pruner.data.sources import without_bars
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError, one_line
 from faster_pruner.model.passes import inference
 from faster_pruner.model.precision import usual_torch
@@ -100,15 +101,10 @@ def _evaluation(name: str, said: Mapping[str, Any], counts: Mapping[str, int]) -
 @contextmanager
 def _quiet() -> Generator[None]:
     """The harness and the datasets library log nothing below an error."""
-    import datasets
-
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         logging.disable(disabled)
-        if shown:
-            datasets.utils.logging.enable_progress_bar()

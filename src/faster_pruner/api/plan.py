@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -182,15 +182,13 @@ def _units(calibrated: Calibrated, budget: Budget, method: Method) -> dict[str, 
 
 def _size(calibrated: Calibrated, units: Mapping[str, int]) -> SizeResult:
     """Size of a model with so many units; of those that are not named, all."""
-    model, dtype = calibrated.model, calibrated.subject.dtype
-    resized = [s.resized(replace(s.parts, units=units.get(s.name, s.units))) for s in calibrated.sublayers]
-    encoder = total(Parameters(), resized)
-    cost = Bytes(dtype.itemsize)
+    model, sublayers, cost = calibrated.model, calibrated.sublayers, Bytes(calibrated.subject.dtype.itemsize)
+    encoder = total(Parameters(), sublayers, units)
     return SizeResult(
-        macs=total(Macs(calibrated.data.lengths), resized),
+        macs=total(Macs(calibrated.data.lengths), sublayers, units),
         encoder_parameters=round(encoder),
-        parameters=round(encoder + Parameters().fixed(model, calibrated.sublayers)),
-        bytes=round(total(cost, resized) + cost.fixed(model, calibrated.sublayers)),
+        parameters=round(encoder + Parameters().fixed(model, sublayers)),
+        bytes=round(total(cost, sublayers, units) + cost.fixed(model, sublayers)),
     )
 
 

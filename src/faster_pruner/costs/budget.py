@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from faster_pruner.checks import is_number, made_of, one_of, shown, whole_number
@@ -281,7 +280,7 @@ def spendings(
         cost = _make(limit.cost, lengths, bytes_each)
         fixed = cost.fixed(model, sublayers)
         whole = total(cost, sublayers) + (fixed if dense is None else cost.fixed(dense, sublayers))
-        left = sum(float(cost.of(s, torch.tensor([keeps[s.name]]))[0]) for s in sublayers) + fixed
+        left = total(cost, sublayers, keeps) + fixed
         asked = limit.share * whole if limit.share is not None else limit.amount or 0.0
         found.append(LimitResult(cost=limit.name, dense=whole, asked=asked, pruned=left))
     return found

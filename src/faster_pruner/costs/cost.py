@@ -30,9 +30,10 @@ class Cost(Protocol):
         ...
 
 
-def total(cost: Cost, sublayers: Iterable[Sublayer]) -> float:
-    """What sublayers cost at their present sizes."""
-    return sum(float(cost.of(s, torch.tensor([s.units]))[0]) for s in sublayers)
+def total(cost: Cost, sublayers: Iterable[Sublayer], units: Mapping[str, int] | None = None) -> float:
+    """What sublayers cost with so many units, by name; at their present sizes where nothing else is said."""
+    sizes = units or {}
+    return sum(float(cost.of(s, torch.tensor([sizes.get(s.name, s.units)]))[0]) for s in sublayers)
 
 
 def _features(sublayer: Sublayer, keeps: Tensor) -> list[Tensor]:

@@ -68,19 +68,31 @@ class Source:
 
 
 @contextmanager
+def without_bars() -> Generator[None]:
+    """No progress bars of the datasets library."""
+    from datasets.utils import logging as log
+
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            log.enable_progress_bar()
+
+
+@contextmanager
 def _quiet() -> Generator[None]:
     """Neither progress bars nor log lines of the datasets library: what goes wrong is told by ours."""
     from datasets.utils import logging as log
 
-    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
+    level = log.get_verbosity()
     log.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         log.set_verbosity(level)
-        if shown:
-            log.enable_progress_bar()
 
 
 def load_split(source: Source, names: Sequence[str]) -> Rows:

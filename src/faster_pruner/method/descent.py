@@ -100,10 +100,8 @@ class Fitting:
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
-        found, ranks = (
-            RegressionMoments(self.sublayer.columns, self.sublayer.width, self.tokens[0].device),
-            self.data.ranks,
-        )
+        ranks = self.data.ranks
+        found = RegressionMoments(self.sublayer.columns, self.sublayer.width, self.tokens[0].device)
         for index, chosen in ranks.after_first(enumerate(self.tokens), lambda: found.share_centre(ranks)):
             with self.run.awake(index):
                 found.add(tokens_of(self.run.again(index, self.sublayer), chosen), self.r[index])

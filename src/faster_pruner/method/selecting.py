@@ -102,7 +102,7 @@ def share_left(calibrated: Calibrated, method: Method, bounds: Sequence[Bound], 
     # what cannot be reached is told of the dense model here, not of what a round has left
     selection = select(calibrated, method, bounds, sizes)
     macs, sublayers = Macs(calibrated.data.lengths), calibrated.sublayers
-    left = sum(float(macs.of(s, torch.tensor([selection[s.name].numel()]))[0]) for s in sublayers)
+    left = total(macs, sublayers, {name: kept.numel() for name, kept in selection.items()})
     return share if counted else min(share, left / total(macs, sublayers))
 
 
@@ -210,7 +210,7 @@ def assumed_curves(sublayers: Sequence[Sublayer], bounds: Sequence[Bound]) -> di
     """
     found: dict[str, Curve] = {}
     for s in sublayers:
-        cost = sum(float(bound.cost.of(s, torch.tensor([s.units]))[0]) / bound.most for bound in bounds)
+        cost = sum(total(bound.cost, [s]) / bound.most for bound in bounds)
         removed = torch.arange(s.units + 1)
         loss = cost * (removed.double() / max(1, s.units)).square()
         found[s.name] = Curve(order=torch.arange(s.units), removed=removed, loss=loss)

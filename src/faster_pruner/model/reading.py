@@ -21,15 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.gradients import Observation, gradients
-from faster_pruner.model.passes import by_row, called
+from faster_pruner.model.passes import by_row
 from faster_pruner.model.spec import Sublayer
 
 # Rows of the batch that the structure is found on.
 _ROWS = 4
 
-# From what the model returns and the batch to what the backward starts from.
-Values = Callable[[Any, Batch], Tensor]
-# The same from the model itself; in parts, each of which is differentiated before the next one is made.
+# From a model and a batch to what the backward starts from; in parts, each of which is differentiated before the next
+# one is made.
 Predict = Callable[[nn.Module, Batch], Iterable[Tensor]]
 
 
@@ -101,11 +100,6 @@ def real_tokens(sublayer: Sublayer, batch: Batch, x: Tensor) -> Tensor:
     if mask is None or mask.shape != x.shape[:-1]:
         return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     return mask.bool()
-
-
-def reading_of(values: Values) -> Predict:
-    """Predictions that are all read from what the model returns."""
-    return lambda model, batch: [values(called(model, batch.inputs), batch)]
 
 
 def find_reading(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict: Predict) -> Reading:

@@ -117,16 +117,17 @@ def _layer(place: Place, left: dict[str, str]) -> list[SublayerSpec]:
             left[branch.projection] = "it is given some tokens only: an expert"
             continue
         joined = joins.get(branch.projection, Joined(stream="", join="normed"))
-        by_head = by_query_head(place.model, branch) if place.attention_unit == "head" else None
-        spec, reason = completed(place, branch, _plain(place, branch, joined, specs))
-        if by_head is not None:
-            spec = completed(place, by_head, _plain(place, by_head, joined, specs))[0] or spec
+        heads = by_query_head(place.model, branch)
+        spec, reason = None, ""
+        if heads is not None and place.attention_unit == "head":
+            spec, _ = completed(place, heads, _plain(place, heads, joined, specs))
+        if spec is None:
+            spec, reason = completed(place, branch, _plain(place, branch, joined, specs))
         if spec is None:
             left[branch.projection] = why_whole(branch, pairs, reason)
             continue
         used |= own | {f"{place.layer}.{follower.module}" for follower in spec.followers if follower.axis is not None}
-        head = by_query_head(place.model, branch) or branch
-        specs.append(with_stock(place.model, place.stack, spec, place.layer, head.size))
+        specs.append(with_stock(place.model, place.stack, spec, place.layer, (heads or branch).size))
     for path in matrices:
         if path not in used and path not in left:
             left[path] = why_unused(path, branches, pairs)
@@ -192,9 +193,10 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
         sources = {path: "several" if source == "memory" else source for path, source in sources.items()}
     taken = sum(spec.kind.split(":")[0] == kind for spec in others)
     model = place.model
+    fields = config_fields(model, place.stack, branch, ffn=ffn)
     return SublayerSpec(
         kind=f"{kind}:{taken + 1}" if taken else kind,
-        unit=_unit(place, branch, ffn=ffn),
+        unit=_unit(place, branch, fields, ffn=ffn),
         projection=place.inside(branch.projection),
         producers=tuple(
             ProducerSpec(
@@ -211,20 +213,20 @@ def _plain(place: Place, branch: Branch, joined: Joined, others: list[SublayerSp
         unit_size=unit_size_of(model, place.layer, branch),
         groups=branch.groups,
         mixes_tokens=branch.mixes,
-        config=config_fields(model, place.stack, branch, ffn=ffn),
+        config=fields,
         rounded=ffn,
         buckets=8 if ffn else 4,
         transposed=is_transposed(model.get_submodule(branch.projection)),
     )
 
 
-def _unit(place: Place, branch: Branch, *, ffn: bool) -> str:
+def _unit(place: Place, branch: Branch, fields: tuple[str, ...], *, ffn: bool) -> str:
     """What one unit is called: a group where it has several query heads."""
     if ffn:
         return "neuron" if branch.size == 1 else "unit"
     features = {outputs_of(place.model.get_submodule(path)) for path in branch.producers}
     shared = len(features) > 1 and not branch.shared
-    return "group" if shared or has_groups(place.model, place.stack, branch) else "head"
+    return "group" if shared or has_groups(place.model, place.stack, branch, fields) else "head"
 
 
 def _source(place: Place, branch: Branch, path: str) -> Source:

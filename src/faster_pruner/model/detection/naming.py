@@ -56,9 +56,14 @@ def _fields(config: Any) -> dict[str, Any]:
     return getattr(config, "__dict__", {})
 
 
+def _config(model: Any, stack: Stack) -> Any:
+    """The config of a stack; None of a model without one."""
+    return getattr(model.config, stack.config) if stack.config else getattr(model, "config", None)
+
+
 def config_fields(model: Any, stack: Stack, branch: Branch, *, ffn: bool) -> tuple[str, ...]:
     """Config fields that are proportional to the units, the one that counts them first."""
-    config = getattr(model.config, stack.config) if stack.config else getattr(model, "config", None)
+    config = _config(model, stack)
     pattern = _FFN if ffn else _HEADS
     named = {
         name: value
@@ -78,17 +83,23 @@ def config_fields(model: Any, stack: Stack, branch: Branch, *, ffn: bool) -> tup
     return (counting[0], *[n for n in others if n != counting[0]])
 
 
-def has_groups(model: Any, stack: Stack, branch: Branch) -> bool:
-    """Whether the config counts key/value heads that are as many as the units, and more query heads."""
-    config = getattr(model.config, stack.config) if stack.config else getattr(model, "config", None)
-    names = config_fields(model, stack, branch, ffn=False)
-    return bool(names) and bool(_GROUPS.search(names[0])) and any(getattr(config, n) > branch.units for n in names[1:])
+def has_groups(model: Any, stack: Stack, branch: Branch, fields: tuple[str, ...]) -> bool:
+    """Whether the config counts key/value heads that are as many as the units, and more query heads.
+
+    Args:
+        model: that is looked at.
+        stack: of the branch.
+        branch: attention.
+        fields: `config_fields` of it.
+    """
+    config = _config(model, stack)
+    counted = bool(fields) and bool(_GROUPS.search(fields[0]))
+    return counted and any(getattr(config, name) > branch.units for name in fields[1:])
 
 
 def with_stock(model: Any, stack: Stack, spec: SublayerSpec, layer: str, head_size: int) -> SublayerSpec:
     """The sublayer with `stock`, and just those config fields that say it all, where the stock class heeds them."""
-    config = getattr(model.config, stack.config) if stack.config else model.config
-    unstated = spec.mixes_tokens and not getattr(config, HEAD_SIZE, None)
+    unstated = spec.mixes_tokens and not getattr(_config(model, stack), HEAD_SIZE, None)
     for fields in dict.fromkeys((spec.config[:1], spec.config)):
         for size in (0, head_size) if unstated else (0,):
             said = replace(spec, config=fields, head_size=size)
