@@ -14,6 +14,7 @@ from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
+from faster_pruner.api.weights import check_in_files, go_to_files
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -24,6 +25,7 @@ from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
+from faster_pruner.host.mapped import in_files
 from faster_pruner.host.places import public_name
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
@@ -75,44 +77,46 @@ def cut_again(
     device = run.on()
     check_runtime(budget, device)
     check_judged(budget)
-    with (clock := run.clock(device)).stage("load"):
-        how = given or Data()
-        opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
-        objective = objective_for(opened, asked)
-        subject = subject_of(opened, objective, read_method(folder).attention_unit)
-        kept = load_statistics(folder, subject, memory_limit=memory_limit)
-        splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
-        training = None
-        if how_to_train is not None:
-            if source is None:
-                raise OptionError("a distillation needs rows to train on; say where they are", option="data")
-            unlabelled = unlabelled_rows(source, asked, opened, kept.options, how_to_train)
-            training = training_for(how_to_train, unlabelled, target)
-        licence = read_licence(name)
-        companions = NONE if target.path is None else read_companions(name)
-        if target.path is not None:
-            check_savable(opened.model, opened.processor)
-    target.check_space(folder=stored_bytes(opened.model, opened.dtype) + companions.bytes)
-    job = Job(
-        name=public_name(name),
-        place=name,
-        task=about.task if task is None else task.name or about.task,
-        calibrated=kept.calibrated,
-        budget=with_measured_multiple(budget, subject, clock),
-        method=kept.method,
-        options=kept.options,
-        calibration_hash=about.calibration_hash,
-        truncated=about.truncated,
-        timed_on=usual_inputs(opened, next(iter(splits.values()), None)),
-        processor=opened.processor,
-        companions=companions,
-        head=opened.head,
-        splits=splits,
-        licence=licence,
-        training=training,
-        said=remembered(kept.scores, keys_of(opened, objective, splits), splits) if kept.scores else {},
-    )
-    return carried_out(job, target, clock)
+    with in_files(go_to_files("auto", name, device)):
+        check_in_files(budget, how_to_train)
+        with (clock := run.clock(device)).stage("load"):
+            how = given or Data()
+            opened = open_checkpoint(name, device=device, pooling=how.pooling, dims=how.dims)
+            objective = objective_for(opened, asked)
+            subject = subject_of(opened, objective, read_method(folder).attention_unit)
+            kept = load_statistics(folder, subject, memory_limit=memory_limit)
+            splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
+            training = None
+            if how_to_train is not None:
+                if source is None:
+                    raise OptionError("a distillation needs rows to train on; say where they are", option="data")
+                unlabelled = unlabelled_rows(source, asked, opened, kept.options, how_to_train)
+                training = training_for(how_to_train, unlabelled, target)
+            licence = read_licence(name)
+            companions = NONE if target.path is None else read_companions(name)
+            if target.path is not None:
+                check_savable(opened.model, opened.processor)
+        target.check_space(folder=stored_bytes(opened.model, opened.dtype) + companions.bytes)
+        job = Job(
+            name=public_name(name),
+            place=name,
+            task=about.task if task is None else task.name or about.task,
+            calibrated=kept.calibrated,
+            budget=with_measured_multiple(budget, subject, clock),
+            method=kept.method,
+            options=kept.options,
+            calibration_hash=about.calibration_hash,
+            truncated=about.truncated,
+            timed_on=usual_inputs(opened, next(iter(splits.values()), None)),
+            processor=opened.processor,
+            companions=companions,
+            head=opened.head,
+            splits=splits,
+            licence=licence,
+            training=training,
+            said=remembered(kept.scores, keys_of(opened, objective, splits), splits) if kept.scores else {},
+        )
+        return carried_out(job, target, clock)
 
 
 def _as_it_was(task: Task | None, about: About) -> Task:

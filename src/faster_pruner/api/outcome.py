@@ -27,6 +27,7 @@ from faster_pruner.costs.cost import Macs, Parameters, total
 from faster_pruner.errors import DataError, InputError, one_line
 from faster_pruner.host.devices import environment
 from faster_pruner.host.folders import Output, replacing
+from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
 from faster_pruner.method.calibrated import Pruned
 from faster_pruner.model.passes import device_of
@@ -145,16 +146,7 @@ def measured(cut: Cut, clock: StageClock) -> Outcome:
         for split in job.splits:
             with measured.unless_it_fails(f"split {split!r} could not be evaluated"):
                 _evaluate(job, pruned.model, split, measured, recovered=recovered, progress=clock.progress)
-    with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
-        tokens = round(next(iter(job.calibrated.data.lengths.values())))
-        measured.latency = measure(
-            job.dense.model,
-            pruned.model,
-            job.timed_on,
-            dense_inputs=job.dense.timed_on,
-            tokens=tokens,
-            progress=clock.progress,
-        )
+    _time(job, pruned, measured, clock)
     report = replace(
         _report(job, pruned, times.limits),
         before=measured.before,
@@ -214,6 +206,25 @@ def _distil(
         return None, None
     round_weights(recovered, job.calibrated.subject.dtype)
     return found, recovered if found.kept else None
+
+
+def _time(job: Job, pruned: Pruned, measured: _Measured, clock: StageClock) -> None:
+    """How long the dense and the pruned model take."""
+    if are_in_files():
+        measured.warnings.append(
+            "speed was not measured: weights were kept in files, where a forward waits for the disk; measure it where "
+            "the model fits into memory (faster_pruner.bench)"
+        )
+        return
+    with clock.stage("latency", total=len(job.timed_on)), measured.unless_it_fails("latency could not be measured"):
+        measured.latency = measure(
+            job.dense.model,
+            pruned.model,
+            job.timed_on,
+            dense_inputs=job.dense.timed_on,
+            tokens=round(next(iter(job.calibrated.data.lengths.values()))),
+            progress=clock.progress,
+        )
 
 
 def _evaluate(

@@ -26,6 +26,7 @@ from faster_pruner.api.rows import (
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
 from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
+from faster_pruner.api.weights import check_in_files, go_to_files
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -35,6 +36,7 @@ from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import BudgetError, DataError, OptionError
 from faster_pruner.host.folders import Output, as_output, replacing
+from faster_pruner.host.mapped import in_files
 from faster_pruner.host.places import public_name
 from faster_pruner.host.ranks import Ranks, joined
 from faster_pruner.method.algorithm import calibrate
@@ -134,7 +136,8 @@ def prune(
         asked.check_shared(ranks)
         if asked.vocabulary is not None and not asked.budget.prunes:
             return tokens_pruned(asked.place, asked.vocabulary, asked.output, run)
-        return _pruned(asked, run.shared_by(ranks))
+        with in_files(go_to_files(asked.calibration.weights, asked.place, run.on())):
+            return _pruned(asked, run.shared_by(ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,7 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
     source = given.source(task)
     target.check(reads=[place], rows=given.folder)
     device = run.on()
+    check_in_files(asked.budget, asked.distillation)
     with clock.stage("load"):
         corpus = None if asked.vocabulary is None else asked.vocabulary.read()
         dense = open_checkpoint(place, device=device, pooling=given.pooling, dims=given.dims)

@@ -15,6 +15,7 @@ from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
+from faster_pruner.api.weights import check_in_files, go_to_files
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
@@ -23,6 +24,7 @@ from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
+from faster_pruner.host.mapped import in_files
 from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -170,10 +172,13 @@ def sweep(
         calibration=as_calibration(calibration),
     )
     clock = run.clock(run.on())
-    job = prepared(asked, run, clock)
-    keep_statistics(job, asked.output, clock)
-    # what is common to all has its own clock: each report says what its point took
-    points = [_point(job, name, budget, folders[name], run.clock(run.on())) for name, budget in budgets.items()]
+    with in_files(go_to_files(asked.calibration.weights, place, run.on())):
+        for budget in budgets.values():
+            check_in_files(budget)
+        job = prepared(asked, run, clock)
+        keep_statistics(job, asked.output, clock)
+        # what is common to all has its own clock: each report says what its point took
+        points = [_point(job, name, budget, folders[name], run.clock(run.on())) for name, budget in budgets.items()]
     if all(point.report is None for point in points):
         raise BudgetError(f"none of these budgets can be met; the first one: {points[0].failed}")
     found = SweepResult(points=points)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from faster_pruner.checkpoint.screening import CONFIG
 from faster_pruner.checkpoint.sizes import building_stock, family_in, is_pruned, sized, without_layer_sizes
-from faster_pruner.errors import CheckpointError, UnsupportedModelError
+from faster_pruner.errors import CheckpointError, OptionError, UnsupportedModelError
+from faster_pruner.host.mapped import are_in_files, settled
 from faster_pruner.model.spec import Sublayer, resolve
 
 
@@ -24,11 +27,48 @@ def from_pretrained_with_sizes(
         CheckpointError: the sizes are not possible ones, or nothing says what they are the sizes of.
     """
     found: list[Sublayer] = []
-    loaded: Any = _shrinking(stock, found).from_pretrained(place, *args, config=without_layer_sizes(config), **kwargs)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    build = _shrinking(stock, found)
+    given = {"config": without_layer_sizes(config), **kwargs}
+    if are_in_files():
+        loaded, model = _into_files(build, place, *args, **given)
+    else:
+        loaded = build.from_pretrained(place, *args, **given)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _own_memory(model)
     model.__class__ = stock
-    _own_memory(model)
     return loaded, found
+
+
+def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> tuple[Any, Any]:
+    """What `from_pretrained` returns, and the model in it, with its weights in files, one read after the other.
+
+    Raises:
+        OptionError: accelerate is missing.
+    """
+    try:
+        from accelerate.hooks import remove_hook_from_submodules
+        from transformers.integrations.accelerate import load_offloaded_parameter
+    except ImportError as error:
+        raise OptionError(
+            "weights are kept in files with accelerate, which is not installed; install faster-pruner[large]",
+            option="weights",
+        ) from error
+    with TemporaryDirectory(prefix="faster-pruner-") as folder:
+        # what has to be put together from several tensors of the checkpoint goes through the folder
+        loaded: Any = build.from_pretrained(place, *args, device_map={"": "disk"}, offload_folder=folder, **given)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        read: dict[int, nn.Parameter] = {}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in read:
+                    whole = names[id(parameter)]
+                    tensor = load_offloaded_parameter(model, whole) if parameter.is_meta else parameter
+                    read[id(parameter)] = nn.Parameter(settled(tensor.detach()), parameter.requires_grad)
+                setattr(module, name, read[id(parameter)])
+    remove_hook_from_submodules(model)
+    vars(model).pop("hf_device_map", None)
+    return loaded, model
 
 
 def _shrinking(stock: type[PreTrainedModel], found: list[Sublayer]) -> Any:

@@ -151,7 +151,7 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
         CheckpointError: the folder is missing, damaged, or its tensors do not fit its config.
         UnsupportedModelError: transformers has no classes for it.
     """
-    where, layout = _found(as_place(place))
+    where, layout = located(as_place(place))
     config = read_config(where)
     stored = _stored_dtype(config)
     if dtype is None:
@@ -159,7 +159,7 @@ def load(place: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMo
     return _load(where, config, dtype, bare=_embeds(layout))[0]
 
 
-def _found(place: str) -> tuple[str, Layout | None]:
+def located(place: str) -> tuple[str, Layout | None]:
     """Where config, weights and processor of a checkpoint are, and how it is laid out by sentence-transformers, if so.
 
     Raises:
@@ -176,7 +176,7 @@ def _found(place: str) -> tuple[str, Layout | None]:
 
 def check_there(place: str) -> None:
     """Raise CheckpointError when there is no checkpoint at a place, however it is laid out."""
-    check_place(_found(place)[0])
+    check_place(located(place)[0])
 
 
 def _embeds(layout: Layout | None) -> bool:
@@ -199,7 +199,7 @@ def open_checkpoint(
             settings of a CrossEncoder that cannot be kept to.
         OptionError: an unknown pooling, or a package that is missing.
     """
-    where, layout = _found(as_place(place))
+    where, layout = located(as_place(place))
     opened = _open_model(where, layout, device)
     processor = open_processor(where, opened.model)
     head, kind = None, str(getattr(opened.model.config, "model_type", ""))
@@ -219,7 +219,7 @@ def open_model(place: str | Path, *, device: torch.device) -> OpenedModel:
     Raises:
         CheckpointError, UnsupportedModelError: see `load`; also NaN or infinite weights.
     """
-    return _open_model(*_found(as_place(place)), device)
+    return _open_model(*located(as_place(place)), device)
 
 
 def _open_model(place: str, layout: Layout | None, device: torch.device) -> OpenedModel:

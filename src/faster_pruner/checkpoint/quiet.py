@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,12 +15,17 @@ FROM_A_CONFIG = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, ImportError),
     *(AssertionError, StrictDataclassError),
 )
+# Says that weights are in files, which was asked for.
+_OFFLOADING = "accelerate.big_modeling"
 
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """No progress bars or warnings of transformers: what matters is said by our own errors."""
+    """No progress bars or warnings of transformers and accelerate: what matters is said by our own errors."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    offloading = logging.getLogger(_OFFLOADING)
+    said = offloading.level
+    offloading.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
@@ -28,6 +34,7 @@ def quiet_transformers() -> Generator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        offloading.setLevel(said)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

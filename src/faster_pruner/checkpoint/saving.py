@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -27,10 +26,14 @@ from faster_pruner.errors import CheckpointError, FasterPrunerError, OutputError
 from faster_pruner.model.classes import auto_classes_of
 from faster_pruner.model.describe import family_of_all
 from faster_pruner.model.passes import all_tensors_in, device_of, inference
+from faster_pruner.model.precision import copy_of
 from faster_pruner.model.spec import Sublayer, resolve
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
+
+# Most bytes of one weights file.
+_SHARD = "5GB"
 
 
 def write_checkpoint(
@@ -60,11 +63,10 @@ def write_checkpoint(
     """
     if sublayers:
         mark_as_pruned(model, sublayers)
-    stored: Any = copy.deepcopy(model).cpu()
-    stored = stored.to(dtype)
+    stored: Any = copy_of(model, dtype=dtype, device=torch.device("cpu"))
     try:
         with _named("the model"):
-            stored.save_pretrained(folder)
+            stored.save_pretrained(folder, max_shard_size=_SHARD)
         companions.write(folder)
         if processor is not None and not (companions.whole and _is_there(processor, folder, stored)):
             with _named(_called(processor)):

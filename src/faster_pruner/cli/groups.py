@@ -12,7 +12,7 @@ from faster_pruner.checks import at_least
 from faster_pruner.cli.printing import voice
 from faster_pruner.data.glue import GLUE
 from faster_pruner.errors import OptionError
-from faster_pruner.options import PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS
+from faster_pruner.options import PRECISIONS, PRESETS, RECOVERIES, SELECTIONS, SOLVERS, WEIGHTS
 
 if TYPE_CHECKING:
     from faster_pruner.api.corpus import Vocabulary
@@ -339,10 +339,13 @@ class CalibrationSetOptions:
         ),
     ] = "auto"
     memory_limit: MemoryLimit = None
+    weights: Annotated[
+        str, typer.Option(help=f"Where weights lie: {', '.join(WEIGHTS)}; auto is files where memory is too small.")
+    ] = "auto"
 
     def value(self) -> CalibrationOptions:
         """The options. Raises OptionError."""
-        from faster_pruner.options import CalibrationOptions, PrecisionName
+        from faster_pruner.options import CalibrationOptions, PrecisionName, WeightsName
 
         return CalibrationOptions(
             rows=self.calibration_rows,
@@ -350,6 +353,7 @@ class CalibrationSetOptions:
             max_length=self.max_length,
             precision=cast(PrecisionName, self.precision),
             memory_limit=in_bytes(self.memory_limit),
+            weights=cast(WeightsName, self.weights),
         )
 
 

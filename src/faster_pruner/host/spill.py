@@ -11,14 +11,14 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import overload
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faster_pruner.errors import OutputError
+from faster_pruner.host.mapped import from_file
 
 # Share of the free memory that hidden states may take when no limit is given.
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -155,22 +155,10 @@ def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     Raises:
         OutputError: the disk has no room for it.
     """
-    count = math.prod(shape)
-    size = count * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size <= default_limit(torch.device("cpu")) or not hasattr(os, "posix_fallocate"):
         return torch.empty(tuple(shape), dtype=dtype)
-    with TemporaryDirectory(prefix="faster-pruner-") as folder:
-        file = Path(folder) / "values"
-        try:
-            with file.open("wb") as stream:
-                # a file that only claims its size would end the process when the disk fills up
-                os.posix_fallocate(stream.fileno(), 0, size)
-        except OSError as error:
-            raise OutputError(
-                f"rows of {size >> 20} MB fit neither into memory nor into {folder!r}: {error.strerror}; use fewer rows"
-            ) from error
-        # the mapping keeps the file alive when its name is gone
-        return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(tuple(shape))
+    return from_file(shape, dtype)
 
 
 def free_memory(device: torch.device) -> int:

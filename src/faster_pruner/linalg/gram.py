@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from faster_pruner.host.mapped import zeros
 from faster_pruner.host.ranks import Ranks
 from faster_pruner.linalg.solve import solve_dtype
 
@@ -58,7 +59,7 @@ class _TokenSums:
     def __init__(self, n: int, d: int, device: torch.device) -> None:
         self.n, self.count = n, 0
         self.centre = torch.zeros(n + d, device=device)
-        self.product = torch.zeros(n, n + d, device=device)
+        self.product = zeros((n, n + d), device=device)
         self.total = torch.zeros(n + d, dtype=solve_dtype(device), device=device)
         self.square = torch.zeros((), dtype=solve_dtype(device), device=device)
         on_cpu = device.type == "cpu"
@@ -78,7 +79,7 @@ class _TokenSums:
         start = 0
         while start < count:
             if self._waiting is None:
-                self._waiting = torch.empty(self._tokens, self.total.numel(), device=self.product.device)
+                self._waiting = zeros((self._tokens, self.total.numel()), device=self.product.device)
             stop = min(count, start + self._tokens - self._filled)
             rows = self._waiting[self._filled : self._filled + stop - start]
             for place, part, centre in zip(rows.split(widths, dim=1), parts, centres, strict=True):

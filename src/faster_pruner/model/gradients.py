@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from faster_pruner.host.saved import Packed, Saved
+from faster_pruner.host.spill import Shelf
 from faster_pruner.model.passes import activation_gradients_only, by_row, first_input
 from faster_pruner.model.spec import Sublayer
 
@@ -116,23 +118,33 @@ class Observation:
 
 
 class _Call:
-    """What is known so far of one call of one projection."""
+    """What is known so far of one call of one projection.
 
-    def __init__(self, x: Tensor, base: Tensor | None, source: Tensor | None) -> None:
-        self.forget()
-        self.x, self.base, self.source = x, base, source
+    Args:
+        saved: keeps it until the backward.
+    """
 
-    def forget(self) -> None:
-        """Let go of everything: the graph holds on to its hooks."""
-        self.x: Tensor | None = None
-        self.y: Tensor | None = None
-        self.y_gradient: Tensor | None = None
-        self.base: Tensor | None = None
-        self.source: Tensor | None = None
+    def __init__(self, saved: Saved | None) -> None:
+        self._saved = saved
+        self._known: dict[str, Tensor | Packed] = {}
 
-    def keep_gradient(self, gradient: Tensor) -> None:
-        """Keep dL/dy."""
-        self.y_gradient = gradient
+    def keep(self, name: str, value: Tensor | None) -> None:
+        """Keep one of the values of an `Observation`."""
+        if value is not None:
+            self._known[name] = value.detach() if self._saved is None else self._saved.pack(value)
+
+    def observation(self, x_gradient: Tensor | None) -> Observation:
+        """All of it, which is then let go of: the graph holds on to its hooks."""
+        found = {name: kept.unpacked() if isinstance(kept, Packed) else kept for name, kept in self._known.items()}
+        self._known.clear()
+        return Observation(
+            x=found["x"],
+            x_gradient=x_gradient,
+            y=found["y"],
+            y_gradient=found.get("y_gradient"),
+            base=found.get("base"),
+            source=found.get("source"),
+        )
 
 
 class _Watch:
@@ -146,9 +158,12 @@ class _Watch:
         arrived: Callable[[Sublayer, Tensor], None],
         *,
         differentiated: bool,
+        saved: Saved | None,
     ) -> None:
         self.sublayer, self.bases, self.report, self.arrived = sublayer, bases, report, arrived
         self.differentiated = differentiated
+        # nothing is kept for long where no backward follows
+        self.saved = saved if differentiated else None
         self.source: Tensor | None = None
         self.running: _Call | None = None
 
@@ -173,7 +188,9 @@ class _Watch:
         self.arrived(self.sublayer, x)
         if self.differentiated:
             x = x if x.requires_grad else x.detach().requires_grad_()
-        call = self.running = _Call(x.detach(), self.bases.of(self.sublayer), self.source)
+        call = self.running = _Call(self.saved)
+        for name, value in (("x", x), ("base", self.bases.of(self.sublayer)), ("source", self.source)):
+            call.keep(name, value)
         self.source = None
         if self.differentiated:
             # the last gradient of a call to come
@@ -185,20 +202,16 @@ class _Watch:
         del module, args
         call, self.running = self.running, None
         assert call is not None
-        call.y = y.detach()
+        call.keep("y", y)
         if not self.differentiated:
             self.finish(call, None)
             return y
-        y.register_hook(call.keep_gradient)
+        y.register_hook(partial(call.keep, "y_gradient"))
         return y.clone()
 
     def finish(self, call: _Call, x_gradient: Tensor | None) -> None:
         """Everything is known of a call now: report it."""
-        assert call.y is not None
-        assert call.x is not None
-        seen = Observation(call.x, x_gradient, call.y, call.y_gradient, call.base, call.source)
-        call.forget()
-        self.report(self.sublayer, seen)
+        self.report(self.sublayer, call.observation(x_gradient))
 
 
 def _nothing(sublayer: Sublayer, x: Tensor) -> None:
@@ -213,6 +226,7 @@ def gradients(
     *,
     start: int = 0,
     arrived: Callable[[Sublayer, Tensor], None] | None = None,
+    shelf: Shelf | None = None,
 ) -> Generator[None]:
     """Report every call of every output projection, once per forward and backward; parameters get no gradients.
 
@@ -226,14 +240,19 @@ def gradients(
         report: is given each sublayer with what was seen of it.
         start: index of the first sublayer that is differentiated.
         arrived: is given each sublayer with x [B, S, n] when the forward reaches its projection.
+        shelf: where what a forward leaves for its backward is kept; None for memory.
     """
     bases = Bases()
+    saved = None if shelf is None else Saved(shelf, [*model.parameters(), *model.buffers()])
     with ExitStack() as stack:
         stack.enter_context(activation_gradients_only(model))
+        if saved is not None:
+            stack.enter_context(saved.graph())
         Bases.attach(stack, model, sublayers, lambda: bases)
         for place, sublayer in enumerate(sublayers):
             differentiated = place >= start and sublayer.units > 0
-            _Watch(sublayer, bases, report, arrived or _nothing, differentiated=differentiated).attach(stack, model)
+            watch = _Watch(sublayer, bases, report, arrived or _nothing, differentiated=differentiated, saved=saved)
+            watch.attach(stack, model)
         yield
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from faster_pruner.model.shrink import shrink
+from faster_pruner.host.mapped import are_in_files, settled
+from faster_pruner.model.precision import copy_of
+from faster_pruner.model.shrink import Parts, shrink
 from faster_pruner.model.spec import Sublayer
 
 
@@ -27,7 +29,7 @@ class Network:
 
     def copied(self) -> Network:
         """The same sublayers of a copy of the model."""
-        return Network(copy.deepcopy(self.model), self.sublayers)
+        return Network(copy_of(self.model), self.sublayers)
 
     def thin(self) -> Network:
         """The same sublayers of a copy that shares all tensors with the model; shrinking writes into none."""
@@ -36,4 +38,19 @@ class Network:
 
     def shrunk(self, selection: Mapping[str, Tensor]) -> Network:
         """The same model, in place, with the selected units [k] of every sublayer only."""
-        return Network(self.model, [s.resized(shrink(self.model, s.parts, selection[s.name])) for s in self.sublayers])
+        return Network(
+            self.model, [s.resized(cut_down(self.model, s.parts, selection[s.name])) for s in self.sublayers]
+        )
+
+
+def cut_down(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
+    """As `shrink`; where weights are kept in files, the smaller ones are, too."""
+    paths = (parts.projection, *(producer.path for producer in parts.producers))
+    before = {id(tensor) for path in paths for tensor in model.get_submodule(path).parameters(recurse=False)}
+    smaller = shrink(model, parts, keep)
+    if are_in_files() and smaller.units:
+        for path in paths:
+            for parameter in model.get_submodule(path).parameters(recurse=False):
+                if id(parameter) not in before:
+                    parameter.data = settled(parameter.detach())
+    return smaller

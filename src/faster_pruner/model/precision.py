@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from faster_pruner.host.mapped import copied
 from faster_pruner.options import PrecisionName
 
 # transformers' mark of modules and tensors that it need not initialise.
@@ -86,12 +87,22 @@ def forward_in(precision: PrecisionName, device: torch.device) -> Generator[None
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in another dtype, as transformers opens it: what no file holds (rotary frequencies) keeps its own."""
-    own = copy.deepcopy(model)
-    kept = [(module, name, module.get_buffer(name)) for module in own.modules() for name in _computed(module)]
-    own.to(dtype)
-    for module, name, buffer in kept:
-        module.register_buffer(name, buffer, persistent=False)
-    return own
+    return copy_of(model, dtype=dtype)
+
+
+def copy_of(model: nn.Module, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> nn.Module:
+    """A copy of a model, its floating-point tensors in another dtype, all of them on another device.
+
+    Tensors are copied one by one, into files where weights are kept there. What no file holds (rotary frequencies)
+    keeps its dtype.
+    """
+    computed = {id(module.get_buffer(name)) for module in model.modules() for name in _computed(module)}
+    copies: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        stays = id(tensor) in computed or not tensor.is_floating_point()
+        own = copied(tensor, dtype=None if stays else dtype, device=device)
+        copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+    return copy.deepcopy(model, copies)
 
 
 def in_float32(model: nn.Module) -> nn.Module:

@@ -3,8 +3,10 @@
 from faster_pruner.options.calibration import (
     FEWEST_TOKENS,
     PRECISIONS,
+    WEIGHTS,
     CalibrationOptions,
     PrecisionName,
+    WeightsName,
     as_calibration,
 )
 from faster_pruner.options.distillation import Distillation, as_distillation
@@ -49,6 +51,7 @@ __all__ = [
     "SELECTIONS",
     "SOLVERS",
     "TEACHERS",
+    "WEIGHTS",
     "AllocationName",
     "AttentionUnit",
     "CalibrationOptions",
@@ -68,6 +71,7 @@ __all__ = [
     "Switches",
     "TeacherName",
     "Weights",
+    "WeightsName",
     "as_calibration",
     "as_distillation",
     "as_method",

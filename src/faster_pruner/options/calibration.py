@@ -9,6 +9,8 @@ from faster_pruner.checks import LARGEST_SEED, made_of, one_of, whole_number
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
+WeightsName = Literal["auto", "memory", "files"]
+WEIGHTS: tuple[WeightsName, ...] = ("auto", "memory", "files")
 # What a row is truncated to holds at least a token beside the two that mark its ends.
 FEWEST_TOKENS = 3
 
@@ -25,6 +27,8 @@ class CalibrationOptions:
         precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where the hardware has it.
         memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
             the memory that is free.
+        weights: where weights, their copies and statistics lie: in `memory`, or in `files`, for models that memory does
+            not hold; `auto` takes files where it would not. Results are the same.
     """
 
     rows: int = 2048
@@ -33,9 +37,11 @@ class CalibrationOptions:
     tokens_per_batch: int = 4096
     precision: PrecisionName = "auto"
     memory_limit: int | None = None
+    weights: WeightsName = "auto"
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
+        one_of("weights", self.weights, WEIGHTS)
         whole_number("memory limit", self.memory_limit, 0, optional=True)
         for what, value, least, most in (
             ("calibration rows", self.rows, 1, None),

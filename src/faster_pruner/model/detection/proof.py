@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ from faster_pruner.errors import UnsupportedModelError
 from faster_pruner.model.detection.following import all_same
 from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, rows_of, twin
 from faster_pruner.model.gradients import Bases, gradients
+from faster_pruner.model.network import cut_down
 from faster_pruner.model.passes import masked_by, tensors_in
-from faster_pruner.model.shrink import shrink
+from faster_pruner.model.precision import copy_of
 from faster_pruner.model.spec import Family, Sublayer, resolve
 
 Keeps = Mapping[str, Tensor]
@@ -178,7 +178,8 @@ def _rounding(
     """Whether a difference is one of rounding, which adds up over layers: in double precision there is next to none."""
     if not reason.startswith(_DIFFERS):
         return False
-    exact = copy.deepcopy(model).double()
+    # also what no file holds
+    exact = copy_of(model, dtype=torch.float64).double()
     wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
     return not _cut_and_masked(exact, [s for s in sublayers if name in ("", s.name)], wide, keeps)
 
@@ -189,7 +190,7 @@ def _cut_and_masked(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inp
     outside = _outside(own, sublayers)
     try:
         for s in sublayers:
-            shrink(own, s.parts, keeps[s.name])
+            cut_down(own, s.parts, keeps[s.name])
         found = values(own, inputs)
     except Exception:  # whatever a model's code does with sizes that it was not written for
         return "the model's own code cannot run with fewer units of it"

@@ -1,0 +1,48 @@
+"""Where a run keeps weights: in memory, or in files where memory would not hold them."""
+
+from __future__ import annotations
+
+import torch
+
+from faster_pruner.checkpoint.extent import numbers_in
+from faster_pruner.costs.budget import Budget
+from faster_pruner.errors import OptionError
+from faster_pruner.host.mapped import are_in_files
+from faster_pruner.host.spill import free_memory
+from faster_pruner.options import Distillation, WeightsName
+
+# Bytes of a number, and how often a run holds all of them: the dense model, the pruned one, and its statistics.
+_BYTES, _TIMES = 4, 3
+
+
+def check_in_files(budget: Budget, distillation: Distillation | None = None) -> None:
+    """Raise OptionError for what weights in files are no place for."""
+    if not are_in_files():
+        return
+    for what, option, wanted in (
+        ("a distillation", "distill", distillation is not None),
+        ("a budget in time", "latency", budget.latency is not None),
+    ):
+        if wanted:
+            raise OptionError(
+                f"{what} takes weights in memory, and this run keeps them in files: leave it out, or keep the weights "
+                "in memory if it has room for three times the model in float32",
+                option=option,
+            )
+
+
+def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:
+    """Whether a run on the checkpoint at a place keeps its weights in files.
+
+    Raises:
+        OptionError: files are asked for on a device that reads none.
+    """
+    if weights == "files" and device.type != "cpu":
+        raise OptionError(
+            f"weights in files are for runs on the CPU, and this one is on {device}: choose the device cpu, or keep "
+            "them in memory",
+            option="weights",
+        )
+    if weights != "auto" or device.type != "cpu":
+        return weights == "files"
+    return _TIMES * _BYTES * numbers_in(place) > free_memory(device)

@@ -1,0 +1,186 @@
+"""Weights in files: the same bytes as in memory, and less memory than the weights take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import colours
+import fresh
+import tiny
+from command import run
+from faster_pruner import Budget, CalibrationOptions, Data, Output, cut_again, prune, sweep
+from faster_pruner.api import weights
+from faster_pruner.costs.latency import LatencyLimit
+from faster_pruner.errors import OptionError
+from faster_pruner.host import mapped
+
+pytestmark = pytest.mark.usefixtures("quick_latency")
+
+
+def save_llama(folder: Path, **sizes: Any) -> Path:
+    """A Llama that nobody has described, with grouped heads, and a tokenizer."""
+    usual = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=tiny.VOCABULARY, num_key_value_heads=2, **{**usual, **sizes})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_text(file: Path, rows: int = 400) -> Data:
+    """Made-up text."""
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.randint(0, 90, (rows, 6), generator=generator).tolist()
+    file.write_text("".join(" ".join(f"w{i}" for i in row) + "\n" for row in numbers))
+    return Data(file=file)
+
+
+def classifier(folder: Path) -> tuple[Path, Data]:
+    """A tiny BERT, stored in half precision."""
+    model = tiny.save_checkpoint(folder / "model", dtype=torch.float16)
+    return model, Data(task="sst2", folder=tiny.save_rows(folder / "data", "sst2"))
+
+
+def decoder(folder: Path) -> tuple[Path, Data]:
+    """A tiny Llama whose embeddings are its head, too."""
+    return save_llama(folder / "model", tie_word_embeddings=True), save_text(folder / "text.txt")
+
+
+def images(folder: Path) -> tuple[Path, Data]:
+    """A tiny ViT."""
+    return colours.save_checkpoint(folder / "model"), Data(folder=colours.save_images(folder / "images"))
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    """What a folder holds of the model."""
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "masks.json")}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of everything that goes to files."""
+    found: list[int] = []
+    from_file = torch.from_file
+
+    def seen(*given: Any, size: int, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+        found.append(size * dtype.itemsize)
+        return from_file(*given, size=size, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "from_file", seen)
+    return found
+
+
+@pytest.mark.parametrize("make", [classifier, decoder, images])
+@pytest.mark.parametrize("macs", [0.5, 0.15])
+def test_the_bytes_are_those_of_a_run_in_memory(
+    make: Callable[[Path], tuple[Path, Data]], macs: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = make(tmp_path)
+    found = counted(monkeypatch)
+    reports = []
+    for place in ("memory", "files"):
+        options = CalibrationOptions(rows=24, max_length=16, tokens_per_batch=64, memory_limit=0, weights=place)
+        reports.append(prune(model, data, macs=macs, output=tmp_path / place, calibration=options).report)
+        assert (sum(found) > 2 * reports[0].dense.parameters * 4) == (place == "files")
+    assert weights_of(tmp_path / "memory") == weights_of(tmp_path / "files")
+    assert reports[1].after == reports[0].after
+    assert "bit-equal" in reports[1].verified
+    # a forward that waits for the disk says nothing of the model
+    assert reports[0].latency
+    assert not reports[1].latency
+    assert any("speed was not measured" in warning for warning in reports[1].warnings)
+    assert not mapped.are_in_files()
+
+
+def test_cuts_and_sweeps_from_files_are_those_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = classifier(tmp_path)
+    for place in ("memory", "files"):
+        options = CalibrationOptions(rows=24, weights=place)
+        out = Output(folder=tmp_path / place, statistics=tmp_path / f"{place}-statistics")
+        prune(model, data, macs=0.5, output=out, calibration=options)
+        sweep(model, data, macs=[0.6, 0.4], output=tmp_path / f"{place}-sweep", calibration=options)
+        if place == "files":
+            monkeypatch.setattr(weights, "free_memory", lambda device: 1000)
+        cut_again(tmp_path / f"{place}-statistics", macs=0.4, output=tmp_path / f"{place}-cut")
+    for name in ("", "-cut", "-sweep/macs-0.6", "-sweep/macs-0.4"):
+        assert weights_of(tmp_path / f"memory{name}") == weights_of(tmp_path / f"files{name}")
+
+
+@pytest.mark.parametrize(("free", "expected"), [(3 * 4 * 12, False), (3 * 4 * 12 - 1, True)])
+def test_files_are_taken_where_memory_would_not_do(
+    free: int, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "free_memory", lambda device: free)
+    monkeypatch.setattr(weights, "numbers_in", lambda place: 12)
+    assert weights.go_to_files("auto", "somewhere", torch.device("cpu")) == expected
+    assert not weights.go_to_files("memory", "somewhere", torch.device("cpu"))
+    assert weights.go_to_files("files", "somewhere", torch.device("cpu"))
+
+
+def test_numbers_are_counted_from_the_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.make_model("bert")
+    assert weights.numbers_in(str(tiny.save_checkpoint(tmp_path / "model"))) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
+    assert weights.numbers_in(str(tmp_path / "nothing" / "there")) == 0
+
+
+def test_what_files_are_no_place_for(tmp_path: Path) -> None:
+    model, data = classifier(tmp_path)
+    options = CalibrationOptions(rows=24, weights="files")
+    with pytest.raises(OptionError, match="a distillation takes weights in memory"):
+        prune(model, data, macs=0.5, calibration=options, distillation=16)
+    timed = Budget(latency=LatencyLimit(share=0.8, batch=1, tokens=8))
+    with pytest.raises(OptionError, match="a budget in time takes weights in memory"):
+        prune(model, data, macs=timed, calibration=options)
+    with pytest.raises(OptionError, match="for runs on the CPU, and this one is on meta"):
+        weights.go_to_files("files", str(model), torch.device("meta"))
+    with pytest.raises(OptionError, match="weights is 'disk'"):
+        CalibrationOptions(weights="disk")  # pyright: ignore[reportArgumentType]
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    model, data = classifier(tmp_path)
+    given = ["prune", str(model), "--task", "sst2", "--data", str(data.folder), "--macs", "0.5", "--json"]
+    code, said, _ = run(*given, "--calibration-rows", "24", "--weights", "files", "-o", tmp_path / "out")
+    assert code == 0
+    assert json.loads(said)["options"]["calibration"]["weights"] == "files"
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from faster_pruner import CalibrationOptions, Data, prune
+from faster_pruner.method import algorithm
+
+torch.set_num_threads(1)
+model, text, out, place, allowed = sys.argv[1:]
+entries = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+held = 1024 * int(entries["VmData"].split()[0])
+resource.setrlimit(resource.RLIMIT_DATA, (held + int(allowed), held + int(allowed)))
+options = CalibrationOptions(
+    rows=8, max_length=32, tokens_per_batch=64, memory_limit=0, weights=place, precision="float32"
+)
+prune(model, Data(file=text, judged=8), macs=0.5, output=out, calibration=options)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is limited as Linux does it")
+def test_a_model_of_four_times_the_memory(tmp_path: Path) -> None:
+    """What a process may hold of its own is limited to a quarter of the weights; in memory that is not enough."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 64}
+    model = save_llama(tmp_path / "model", **sizes)
+    text = save_text(tmp_path / "text.txt").file
+    allowed = (model / "model.safetensors").stat().st_size // 4
+    for place, code in (("files", 0), ("memory", 1)):
+        given = (model, str(text), tmp_path / place, place, str(allowed))
+        found = fresh.run(_LIMITED, *given, check=False)
+        assert found.returncode == code, found.stderr
+    assert (tmp_path / "files" / "result.json").exists()
