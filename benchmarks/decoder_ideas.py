@@ -1,4 +1,4 @@
-"""What a decoder needs that an encoder did not: each idea alone, against the default, on held-out training text.
+"""What a decoder needs that an encoder did not: each idea, against least squares alone, on held-out training text.
 
 Calibration blocks are drawn by the seed from the training text but for its last part, which judges; validation text is
 never read. A row is one idea at one budget and seed: the rise of the logarithm of perplexity over the dense model's,
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
-from decoders import DEFAULT, MODEL, SELECTION, Bench, drawn, folder_of, spread_out
+from decoders import LEAST_SQUARES, MODEL, SELECTION, Bench, drawn, folder_of, spread_out
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import describe, encoded, objective_for
 from faster_pruner.checkpoint.opening import open_checkpoint
@@ -54,17 +54,17 @@ LENGTH, TOKENS, JUDGES = 128, 32_768, 384
 # Of a search over allocations: generations, candidates of each, blocks that a candidate is judged by, and how far, as a
 # standard deviation of logarithms, the losses that a candidate assumes are from those of its parent.
 GENERATIONS, CANDIDATES, FITNESS, STEP = 3, 6, 64, 0.3
-WEIGHTS = DEFAULT.recovery
+WEIGHTS = LEAST_SQUARES.recovery
 assert isinstance(WEIGHTS, Weights)
 
 
 def recovering(**changes: Any) -> Method:
-    """The default with other switches of its recovery."""
-    return replace(DEFAULT, recovery=replace(WEIGHTS, **changes))
+    """Least squares alone with other switches of its recovery."""
+    return replace(LEAST_SQUARES, recovery=replace(WEIGHTS, **changes))
 
 
 def with_ridge(ridge: float) -> Method:
-    """The default with another ridge."""
+    """Least squares alone with another ridge."""
     return recovering(solver=SolverOptions(name="auto", ridge=ridge))
 
 
@@ -80,7 +80,7 @@ class Idea:
         generations: of a search over allocations (`evolved`); 0 for none.
     """
 
-    method: Method = DEFAULT
+    method: Method = LEAST_SQUARES
     tokens: int = TOKENS
     allocation: AllocationName = "free"
     text: str = ""
@@ -88,19 +88,19 @@ class Idea:
 
 
 IDEAS: dict[str, Idea] = {
-    "default": Idea(),
-    "no reconstruction": Idea(replace(DEFAULT, recovery=None)),
+    "least squares alone": Idea(),
+    "no reconstruction": Idea(replace(LEAST_SQUARES, recovery=None)),
     "not aligned": Idea(recovering(align=None, descent=None)),
     "alignment ridge x 10": Idea(recovering(align=1e-1)),
     "ridge / 10": Idea(with_ridge(1e-3)),
     "ridge x 10": Idea(with_ridge(1e-1)),
-    "descent": Idea(recovering(descent=Descent(below=1.0))),
-    "two rounds": Idea(replace(DEFAULT, rounds=Rounds(count=2, below=1.0))),
-    "moments of 4 x the tokens": Idea(replace(DEFAULT, selection=replace(SELECTION, moment_tokens=32))),
-    "labels (empirical Fisher)": Idea(replace(DEFAULT, labels=True)),
-    "without curvature (G = I)": Idea(replace(DEFAULT, selection=replace(SELECTION, curvature=False))),
-    "query heads": Idea(replace(DEFAULT, attention_unit="head")),
-    "query heads, stock sizes": Idea(replace(DEFAULT, attention_unit="head"), allocation="stock"),
+    "descent (the default)": Idea(recovering(descent=Descent(below=1.0))),
+    "two rounds": Idea(replace(LEAST_SQUARES, rounds=Rounds(count=2, below=1.0))),
+    "moments of 4 x the tokens": Idea(replace(LEAST_SQUARES, selection=replace(SELECTION, moment_tokens=32))),
+    "labels (empirical Fisher)": Idea(replace(LEAST_SQUARES, labels=True)),
+    "without curvature (G = I)": Idea(replace(LEAST_SQUARES, selection=replace(SELECTION, curvature=False))),
+    "query heads": Idea(replace(LEAST_SQUARES, attention_unit="head")),
+    "query heads, stock sizes": Idea(replace(LEAST_SQUARES, attention_unit="head"), allocation="stock"),
     "stock sizes": Idea(allocation="stock"),
     "uniform": Idea(allocation="uniform"),
     "8192 tokens": Idea(tokens=8_192),
@@ -202,7 +202,7 @@ def show() -> None:
     assert found is not None
     rows: Sequence[dict[str, Any]] = found["rows"]
     budgets = sorted({row["macs"] for row in rows}, reverse=True)
-    default = statistics.mean(row["seconds"] for row in rows if row["idea"] == "default")
+    default = statistics.mean(row["seconds"] for row in rows if row["idea"] == "least squares alone")
     lines = ["| idea | " + " | ".join(f"{share:.0%} of the MACs" for share in budgets) + " | time |"]
     lines.append("|---|" + "---|" * (len(budgets) + 1))
     for name in IDEAS:

@@ -2,7 +2,8 @@
 
 Nothing is retrained. Of every model: perplexity in blocks, the rise of its logarithm over the dense model's, the share
 of MACs (FlopCounterMode over the layers) and of parameters beside the embeddings, what pruning took in time and memory.
-Methods: this package's default with every allocation; the same without the curvature of the loss (G = I); an
+Methods: this package's default; with least squares alone every allocation, and without the curvature of the loss (G =
+I); an
 OSSCAR-like one (Meng et al. 2024, arXiv 2403.12983: layer-wise reconstruction; here our elimination and least squares
 with G = I, one size for all layers, nothing aligned); those of `decoder_baselines.py`; torch-pruning, where it is
 installed (`decoder_torch_pruning.py`).
@@ -75,12 +76,14 @@ DEFAULT = PRESETS["default"]
 SELECTION = DEFAULT.selection
 assert isinstance(SELECTION, SecondOrder)
 assert isinstance(DEFAULT.recovery, Weights)
-FLAT = replace(DEFAULT, selection=replace(SELECTION, curvature=False))
+LEAST_SQUARES = replace(DEFAULT, recovery=replace(DEFAULT.recovery, descent=None))
+FLAT = replace(LEAST_SQUARES, selection=replace(SELECTION, curvature=False))
 OSSCAR = replace(FLAT, recovery=replace(DEFAULT.recovery, align=None, descent=None), rounds=Rounds())
 OURS: dict[str, tuple[Method, AllocationName]] = {
     "ours": (DEFAULT, "free"),
-    "ours, one size for all layers": (DEFAULT, "uniform"),
-    "ours, stock sizes": (DEFAULT, "stock"),
+    "ours, least squares alone": (LEAST_SQUARES, "free"),
+    "ours, one size for all layers": (LEAST_SQUARES, "uniform"),
+    "ours, stock sizes": (LEAST_SQUARES, "stock"),
     "ours, G = I": (FLAT, "free"),
     "OSSCAR-like": (OSSCAR, "uniform"),
 }

@@ -1,13 +1,14 @@
 """Larger than memory: a made-up Llama whose weights are four times what the run may hold, against the run in memory.
 
-python benchmarks/larger.py                   all: results/larger.json and the table in docs/scale.md
+python benchmarks/larger.py                   all: results/larger.json and the tables in docs/scale.md
 python benchmarks/larger.py --layers 8        a smaller model
-python benchmarks/larger.py --show            write the table again
+python benchmarks/larger.py --show            write the tables again
 
-The run in files is confined to a control group (memory, version 1 or 2), which also counts what the system keeps of
-files: its limit is what the process holds after its imports, and a quarter of the weights. Where no group can be made
-(that takes root on Linux), nothing is limited, and the table says so. Both runs have the same rows, batches and seed, and
-what they write is compared byte for byte.
+The run in files is confined to a control group (memory, version 1 or 2), which counts what a process holds and what the
+system keeps of files for it: its limit is what the process holds after its imports, and a quarter of the weights. Where
+no group can be made (that takes root on Linux), nothing is limited, and the table says so. Both runs have the same rows,
+batches and seed, and what they write is compared byte for byte. Memory is what is the process's own (RssAnon), beside
+what it had before it began; the formula is `method.memory.memory_in_files`.
 """
 
 from __future__ import annotations
@@ -24,68 +25,94 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import SHARED, read_result, summary, write_result, write_table
+from common import SHARED, read_result, write_result, write_table
 
 NAME = "larger"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 SIZES = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
-ROWS, LENGTH, SHELF = 32, 128, 64 << 20
+ROWS, LENGTH, BATCH, SHELF, LAYERS = 32, 128, 1024, 64 << 20, 44
+# Before memory is watched, a small model goes the same way: what packages hold from then on is none of the run's.
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+MIB = 1 << 20
 
 
-def make(folder: Path, layers: int) -> int:
+def make(folder: Path, layers: int, sizes: dict[str, int]) -> int:
     """A Llama with random weights, float32, and the tokenizer of pylm-llama: bytes of its weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "pylm-llama")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=layers, **SIZES)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=layers, **sizes)
     model = LlamaForCausalLM(config)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return sum(parameter.numel() * 4 for parameter in model.parameters())
 
 
-def anonymous() -> int:
-    """Bytes of memory of this process that are not the system's copy of some file."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return 1024 * int(line.split()[1])
+class Watch:
+    """Watches the memory of this process; listens to which stage it is at."""
+
+    def __init__(self) -> None:
+        self.stage, self.peaks, self.before, self.over = "", dict[str, int](), 0, threading.Event()
+
+    def start(self, stage: str, total: int | None) -> None:
+        """A stage begins."""
+        del total
+        self.stage = stage
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def end(self, seconds: float) -> None:
+        """Nothing: what comes between two stages counts for the first."""
+
+    def begin(self) -> None:
+        """From here on."""
+        self.before = self.held()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def held(self) -> int:
+        """Bytes of memory of this process that are not the system's copy of some file."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.01):
+            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), self.held() - self.before)
 
 
-def child(model: str, output: str, weights: str, allowed: int) -> None:
-    """One run: what it took, on standard output."""
-    from faster_pruner import prune
-    from faster_pruner.data.tasks import Data
-    from faster_pruner.options import CalibrationOptions
+def child(given: argparse.Namespace) -> dict[str, Any]:
+    """One run: what it took."""
+    from faster_pruner import CalibrationOptions, Data, Run, prune
 
-    before, peak, done = anonymous(), [0], threading.Event()
-    limited = allowed > 0 and confine(before + allowed)
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], anonymous())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    start = time.perf_counter()
-    data = Data(folder=SHARED / "models" / "pylm-llama", task="language-modeling", judged=8)
     options = CalibrationOptions(
-        rows=ROWS, max_length=LENGTH, tokens_per_batch=1024, precision="float32", memory_limit=SHELF, weights=weights
+        rows=ROWS,
+        max_length=LENGTH,
+        tokens_per_batch=BATCH,
+        precision="float32",
+        memory_limit=SHELF,
+        weights=given.weights,
     )
-    report = prune(model, data, macs=0.5, output=output, calibration=options).report
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    found = {
-        "weights": weights,
-        "limit": allowed if limited else 0,
-        "before": before,
-        "peak": peak[0] - before,
-        "seconds": seconds,
+    data, watch = Data(folder=SHARED / "models" / "pylm-llama", task="language-modeling", judged=8), Watch()
+    prune(given.small, data, macs=0.5, calibration=options)
+    limited = given.allowed > 0 and confine(watch.held() + given.allowed)
+    watch.begin()
+    start, used = time.perf_counter(), time.process_time()
+    report = prune(
+        given.model, data, macs=0.5, output=given.output, calibration=options, run=Run(progress=watch)
+    ).report
+    watch.over.set()
+    return {
+        "weights": given.weights,
+        "limit": given.allowed if limited else 0,
+        "before": watch.before,
+        "peaks": watch.peaks,
+        "seconds": time.perf_counter() - start,
+        "processor": time.process_time() - used,
         "stages": report.seconds,
-        "digest": digest(Path(output)),
+        "digest": digest(Path(given.output)),
     }
-    print(json.dumps(found))
 
 
 def confine(limit: int) -> bool:
@@ -114,31 +141,69 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def formula(model: Path) -> dict[str, int]:
+    """What the files run should hold, by arithmetic."""
+    import torch
+
+    from faster_pruner.checkpoint.opening import open_model
+    from faster_pruner.host.mapped import in_files
+    from faster_pruner.method.memory import memory_in_files
+
+    with in_files():
+        opened = open_model(model, device=torch.device("cpu"))
+        sublayers = opened.describe().sublayers
+    vocabulary = opened.model.config.vocab_size
+    return memory_in_files(sublayers, batch=BATCH, vocabulary=vocabulary, limit=SHELF)
+
+
 def measured(layers: int) -> dict[str, Any]:
     """Both runs."""
     with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "model"
-        size = make(model, layers)
+        model, small = Path(scratch) / "model", Path(scratch) / "small"
+        size = make(model, layers, SIZES)
+        make(small, 2, SMALL)
         runs: list[dict[str, Any]] = []
         for weights, allowed in (("files", size // 4), ("memory", 0)):
-            command = [sys.executable, __file__, "--child", str(model), str(Path(scratch) / weights), weights]
-            done = subprocess.run([*command, str(allowed)], check=True, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, __file__, "--weights", weights, "--allowed", str(allowed)]
+            command += ["--model", str(model), "--small", str(small), "--output", str(Path(scratch) / weights)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(runs[-1], flush=True)
-    return {"layers": layers, "bytes": size, "runs": runs}
+        return {"layers": layers, "bytes": size, "formula": formula(model), "runs": runs}
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The runs."""
+    from faster_pruner.method.memory import peak_in_files
+
+    files, memory = found["runs"]
+    predicted, held = peak_in_files(found["formula"]), max(files["peaks"].values())
+    limit = f"{files['limit'] / MIB:.0f}" if files["limit"] else "none could be set"
+    lines = [
+        "| weights of " + f"{found['bytes'] / MIB:.0f} MiB | memory allowed | held at most | by the formula | time |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    ratio = files["seconds"] / memory["seconds"]
+    lines.append(f"| in files | {limit} | {held / MIB:.0f} | {predicted / MIB:.0f} | {ratio:.2f} |")
+    lines.append(f"| in memory | – | {max(memory['peaks'].values()) / MIB:.0f} | | 1 |")
+    return lines
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=44)
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    for name in ("weights", "model", "small", "output"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    parser.add_argument("--allowed", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        child(*given.child[:3], int(given.child[3]))
+    if given.weights:
+        print(json.dumps(child(given)))
         return
-    print(measured(given.layers))
+    if not given.show:
+        write_result(NAME, measured(given.layers))
+    write_table(PAGE, NAME, table(read_result(NAME)))
 
 
 if __name__ == "__main__":

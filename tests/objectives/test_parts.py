@@ -47,7 +47,7 @@ def test_parts_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     batch, objective = batch_of(model), objective_for(model.config)
     with inference(model):
         (whole,) = parts.predicted(model, objective, batch)
-        monkeypatch.setattr(parts, "_MOST_VALUES", 3 * stock.WORDS)
+        monkeypatch.setattr(parts, "MOST_VALUES", 3 * stock.WORDS)
         pieces = list(parts.predicted(model, objective, batch))
         scored = predict(model, objective, [batch])
     assert [len(piece.values) for piece in pieces[:-1]] == [3] * (len(pieces) - 1)
@@ -63,7 +63,7 @@ def test_parts_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_statistics_are_those_of_one_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibrated(name)
-    monkeypatch.setattr(parts, "_MOST_VALUES", 3 * stock.WORDS)
+    monkeypatch.setattr(parts, "MOST_VALUES", 3 * stock.WORDS)
     found = calibrated(name)
     assert found.reading.rules == whole.reading.rules
     for s in whole.sublayers:
@@ -108,7 +108,7 @@ def test_tokens_times_vocabulary_never_stand_in_memory(monkeypatch: pytest.Monke
     expected = model.get_input_embeddings().weight.grad.clone()
     model.get_input_embeddings().weight.grad = None
     # what it is tried on once is as large as four tokens
-    monkeypatch.setattr(parts, "_MOST_VALUES", 2 * width)
+    monkeypatch.setattr(parts, "MOST_VALUES", 2 * width)
     assert largest() <= max(model.lm_head.weight.numel(), 4 * width)
     assert torch.allclose(model.get_input_embeddings().weight.grad, expected, rtol=1e-4, atol=1e-4)
 

@@ -119,7 +119,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
         left = {name: left[name][selection[name]] for name in left}
         student = student.shrunk(selection)
         with clock.stage("recovery", total=len(student.sublayers)):
-            own = method.recovering(share, last=exponent == 1.0)
+            own = dense.subject.recovering(method, share, last=exponent == 1.0)
             results = _recovered(dense, student, left, own, teacher=teacher, clock=clock)
     units = {s.name: s.units for s in dense.sublayers}
     masks = {name: torch.zeros(n, dtype=torch.bool).index_fill(0, left[name], True) for name, n in units.items()}

@@ -43,6 +43,10 @@ class Subject:
         columns = max(s.columns for s in self.sublayers)
         return None if wanted is None else wanted * self.objective.moment_factor * columns
 
+    def recovering(self, method: Method, share: float, *, last: bool) -> Method:
+        """As `Method.recovering`, of a budget that leaves this share, by what is worth a descent for the objective."""
+        return method.recovering(share / self.objective.descent_factor, last=last)
+
 
 @dataclass(frozen=True)
 class Calibrated:

@@ -15,7 +15,10 @@ from faster_pruner.data.batches import Batch
 from faster_pruner.host.devices import MOST_WORKERS
 from faster_pruner.method.calibration_set import row_lengths
 from faster_pruner.model.spec import Sublayer
+from faster_pruner.objectives.parts import MOST_VALUES
 
+# Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
+_OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
 _SINGLE, _DOUBLE, _MATRICES = 4, 8, 4
 
@@ -79,6 +82,39 @@ def memory_terms(
         "suspended": tokens.padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width),
         "eliminations": _MATRICES * _DOUBLE * widest**2 * min(threads, MOST_WORKERS),
     } | ({"descent": _SINGLE * width * (tokens.real + tokens.padded)} if descent else {})
+
+
+def memory_in_files(
+    sublayers: Sequence[Sublayer], *, batch: int, vocabulary: int, limit: int, at_once: int = 1
+) -> dict[str, int]:
+    """Bytes of its own that a process holds at its peak where weights and statistics lie in files (`host.mapped`).
+
+    Hidden states up to their limit, and whatever needs most besides, one after the other: a layer of one batch,
+    forwards and backwards (what is left of it for the backward is on the shelf); four float64 matrices n x n for every
+    elimination; normal equations and their factor, three matrices n x n and four n x d. Weights are no part of it:
+    pages of files come and go, and a run is fast where two layers and the embeddings find room beside this.
+
+    Args:
+        sublayers: that take part.
+        batch: padded tokens.
+        vocabulary: predictions per token where there is one for every token, else 0: they are taken in parts.
+        limit: of hidden states in memory.
+        at_once: eliminations side by side.
+    """
+    width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
+    heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
+    predictions = _OF_PREDICTIONS * _SINGLE * min(MOST_VALUES, batch * vocabulary)
+    return {
+        "hidden states": limit,
+        "pass": _SINGLE * batch * (_OF_A_BRANCH * max(widest, 4 * heads) + _OF_A_STREAM * width) + predictions,
+        "elimination": at_once * _MATRICES * _DOUBLE * widest**2,
+        "least squares": _DOUBLE * (3 * widest**2 + 4 * widest * width),
+    }
+
+
+def peak_in_files(terms: dict[str, int]) -> int:
+    """The peak by the terms of `memory_in_files`."""
+    return terms["hidden states"] + max(size for name, size in terms.items() if name != "hidden states")
 
 
 def within_limit(terms: dict[str, int], limit: int | None) -> dict[str, int]:

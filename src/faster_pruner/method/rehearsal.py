@@ -194,7 +194,7 @@ class _Rehearsal:
     def descends(self) -> bool:
         """Whether the recovery ends with a descent."""
         share = min(bound.share for bound in bounds_for(self.base, self.budget))
-        last = self.method.recovering(share, last=True).recovery
+        last = self.base.subject.recovering(self.method, share, last=True).recovery
         return isinstance(last, Weights) and last.descent is not None
 
     def pass_over(self, sample: _Sample, clock: StageClock | None = None) -> Calibrated:

@@ -144,6 +144,8 @@ class Objective:
         opener: its class that does, where that is no auto class of transformers.
         moment_factor: how many times as many tokens as a classifier's second moments are taken from (`SecondOrder`):
             where a prediction has many directions, and each row draws one of them.
+        descent_factor: how many times as much of the dense model as a classifier a budget may leave and be worth a
+            descent (`Descent.below`): where every prediction hangs on every token, little is lost without a trace.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Objective:
     library: str = "transformers"
     opener: str = ""
     moment_factor: int = 1
+    descent_factor: float = 1.0
 
     def values(self, returned: Any, batch: Batch) -> Tensor:
         """[P, C]: the predictions alone."""

@@ -15,7 +15,7 @@ from faster_pruner.objectives.objective import Objective, Predictions
 from faster_pruner.options import PrecisionName
 
 # Numbers in the predictions of one part; in float32 64 MiB.
-_MOST_VALUES = 1 << 24
+MOST_VALUES = 1 << 24
 
 
 def predicted(
@@ -37,7 +37,7 @@ def predicted(
     """
     device = batch.rows.device
     chosen = None if objective.tokens is None else objective.tokens.chosen(batch)
-    most = 0 if chosen is None else max(1, _MOST_VALUES // _classes(model))
+    most = 0 if chosen is None else max(1, MOST_VALUES // _classes(model))
     tail = Tail.of(model, batch.inputs) if chosen is not None and chosen.rows.numel() > most > 0 else None
     if tail is None or chosen is None or objective.tokens is None:
         with forward_in(precision, device):

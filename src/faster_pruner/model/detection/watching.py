@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from faster_pruner.data.batches import rows_at
+from faster_pruner.host.mapped import copied
 
 Inputs = Mapping[str, Any]
 
@@ -119,12 +120,12 @@ def watch(model: nn.Module, inputs: Inputs) -> Trace:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal clock
             given = {
-                name: value.detach().clone()
+                name: copied(value)
                 for name, value in named_arguments(module, args, kwargs).items()
                 if isinstance(value, Tensor)
             }
             first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-            opened.append(Call(path, clock, given, None if first is None else first.detach().clone()))
+            opened.append(Call(path, clock, given, None if first is None else copied(first)))
             opened[-1].cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
             calls.append(opened[-1])
             clock += 1
@@ -135,7 +136,7 @@ def watch(model: nn.Module, inputs: Inputs) -> Trace:
         nonlocal clock
         call = opened.pop()
         first = first_tensor(value)
-        call.ended, call.value = clock, None if first is None else first.detach().clone()
+        call.ended, call.value = clock, None if first is None else copied(first)
         if isinstance(value, tuple):
             call.returns = len(value)
             given = named_arguments(module, args, kwargs).items()
