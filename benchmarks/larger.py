@@ -4,11 +4,11 @@ python benchmarks/larger.py                   all: results/larger.json and the t
 python benchmarks/larger.py --layers 8        a smaller model
 python benchmarks/larger.py --show            write the tables again
 
-The run in files is confined to a control group (memory, version 1 or 2), which counts what a process holds and what the
-system keeps of files for it: its limit is what the process holds after its imports, and a quarter of the weights. Where
-no group can be made (that takes root on Linux), nothing is limited, and the table says so. Both runs have the same rows,
-batches and seed, and what they write is compared byte for byte. Memory is what is the process's own (RssAnon), beside
-what it had before it began; the formula is `method.memory.memory_in_files`.
+The run in files is confined to a control group (memory, version 1 or 2), which counts what a process holds and what
+the system keeps of files for it: its limit is what the process holds after its imports, and a quarter of the weights.
+Where no group can be made (that takes root on Linux), nothing is limited, and the table says so. Both runs have the
+same rows, batches and seed, recover by least squares alone, and what they write is compared byte for byte. Memory is
+what is the process's own (RssAnon), beside what it had before it began; the formula is that of `method.memory`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import SHARED, read_result, write_result, write_table
+from decoders import LEAST_SQUARES
 
 NAME = "larger"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
@@ -95,13 +96,12 @@ def child(given: argparse.Namespace) -> dict[str, Any]:
         weights=given.weights,
     )
     data, watch = Data(folder=SHARED / "models" / "pylm-llama", task="language-modeling", judged=8), Watch()
-    prune(given.small, data, macs=0.5, calibration=options)
+    asked: dict[str, Any] = {"macs": 0.5, "method": LEAST_SQUARES, "calibration": options}
+    prune(given.small, data, **asked)
     limited = given.allowed > 0 and confine(watch.held() + given.allowed)
     watch.begin()
     start, used = time.perf_counter(), time.process_time()
-    report = prune(
-        given.model, data, macs=0.5, output=given.output, calibration=options, run=Run(progress=watch)
-    ).report
+    report = prune(given.model, data, output=given.output, run=Run(progress=watch), **asked).report
     watch.over.set()
     return {
         "weights": given.weights,
@@ -179,10 +179,8 @@ def table(found: dict[str, Any]) -> list[str]:
     files, memory = found["runs"]
     predicted, held = peak_in_files(found["formula"]), max(files["peaks"].values())
     limit = f"{files['limit'] / MIB:.0f}" if files["limit"] else "none could be set"
-    lines = [
-        "| weights of " + f"{found['bytes'] / MIB:.0f} MiB | memory allowed | held at most | by the formula | time |"
-    ]
-    lines.append("|---|---|---|---|---|")
+    head = f"weights of {found['bytes'] / MIB:.0f} MiB | memory allowed | held at most | by the formula | time"
+    lines = [f"| {head} |", "|---|---|---|---|---|"]
     ratio = files["seconds"] / memory["seconds"]
     lines.append(f"| in files | {limit} | {held / MIB:.0f} | {predicted / MIB:.0f} | {ratio:.2f} |")
     lines.append(f"| in memory | – | {max(memory['peaks'].values()) / MIB:.0f} | | 1 |")
