@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 from typing import overload
 
 import torch
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faster_pruner.errors import OutputError
+from faster_pruner.host.temporary import make_temporary, temporary_folder
 
 # Share of the free memory that hidden states may take when no limit is given.
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -56,8 +55,8 @@ class Shelf:
     def write(self, tensor: Tensor) -> Path:
         """A new file that holds `tensor`."""
         if self._folder is None:
-            self._folder = Path(mkdtemp(prefix="faster-pruner-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder, remove = make_temporary()
+            weakref.finalize(self, remove)
         self._files += 1
         file = self._folder / f"{self._files}.safetensors"
         save_file({_KEY: tensor.contiguous()}, file)
@@ -159,15 +158,16 @@ def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size <= default_limit(torch.device("cpu")) or not hasattr(os, "posix_fallocate"):
         return torch.empty(tuple(shape), dtype=dtype)
-    with TemporaryDirectory(prefix="faster-pruner-") as folder:
-        file = Path(folder) / "values"
+    with temporary_folder() as folder:
+        file = folder / "values"
         try:
             with file.open("wb") as stream:
                 # a file that only claims its size would end the process when the disk fills up
                 os.posix_fallocate(stream.fileno(), 0, size)
         except OSError as error:
             raise OutputError(
-                f"rows of {size >> 20} MB fit neither into memory nor into {folder!r}: {error.strerror}; use fewer rows"
+                f"rows of {size >> 20} MB fit neither into memory nor into {str(folder)!r}: {error.strerror}; "
+                "use fewer rows"
             ) from error
         # the mapping keeps the file alive when its name is gone
         return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(tuple(shape))
