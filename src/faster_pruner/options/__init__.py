@@ -3,6 +3,7 @@
 from faster_pruner.options.calibration import (
     FEWEST_TOKENS,
     PRECISIONS,
+    Arithmetic,
     CalibrationOptions,
     PrecisionName,
     as_calibration,
@@ -50,6 +51,7 @@ __all__ = [
     "SOLVERS",
     "TEACHERS",
     "AllocationName",
+    "Arithmetic",
     "AttentionUnit",
     "CalibrationOptions",
     "Descent",
