@@ -23,7 +23,7 @@ from faster_pruner.host.devices import processor
 _CACHE = "products"
 # A feed-forward layer of a small encoder, and how often it is run in either arithmetic.
 _TOKENS, _WIDTH, _NEURONS, _TURNS = 512, 384, 1536, 5
-# How many times as fast bfloat16 must be to be taken: rounding is worth that, and measurements vary by less.
+# How many times as fast bfloat16 must be: less is not worth the rounding, and no more than measurements vary.
 _CLEARLY = 1.25
 
 # What the first of several processes has found, for as long as they share a run.
