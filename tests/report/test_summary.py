@@ -130,8 +130,12 @@ def test_how_to_open_a_result_is_what_one_types(opener: str, plain: bool, typed:
 
 @pytest.mark.parametrize(
     ("processes", "precision", "words"),
-    [(0, "", "time: load"), (0, "bfloat16", "time (passes in bfloat16): load")]
-    + [(2, "float32", "time (2 processes, passes in float32): load"), (2, "", "time (2 processes): load")],
+    [
+        (0, "", "time: load"),
+        (0, "bfloat16", "time (passes in bfloat16): load"),
+        (2, "float32", "time (2 processes, passes in float32): load"),
+        (2, "", "time (2 processes): load"),
+    ],
 )
 def test_the_summary_says_how_the_passes_ran(processes: int, precision: str, words: str) -> None:
     shown = report(processes=[{"load": 1.0}] * processes, precision=precision)
