@@ -2,7 +2,8 @@
 
 * random: units drawn at random, the same share of each sublayer;
 * magnitude: units with the smallest weights removed, ranked over all layers, heads and neurons apart;
-* torch-pruning: the PyPI library's group-magnitude and Taylor pruning of heads and FFN neurons, as in its BERT example;
+* torch-pruning 1.6.1: the PyPI library's group-magnitude and Taylor pruning of heads and FFN neurons, ranked inside
+  each layer as in its BERT example, but for the residual stream, which stays as it is;
 * torch-pruning + our recovery: its choice, our weight reconstruction;
 * the presets of this package.
 
@@ -23,7 +24,17 @@ from typing import Any
 
 import torch
 
-from common import ROWS, calibration_rows, macs_left, metrics_of, open_model, rows_of, subject_for, write_result
+from common import (
+    ROWS,
+    calibration_rows,
+    macs_left,
+    metrics_of,
+    open_model,
+    read_result,
+    rows_of,
+    subject_for,
+    write_result,
+)
 from faster_pruner.checkpoint.saving import round_weights
 from faster_pruner.costs.budget import Budget
 from faster_pruner.costs.cost import Macs, total
@@ -89,7 +100,7 @@ def torch_pruning(
 
 
 def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, torch.Tensor] | None) -> Network:
-    """One run of torch-pruning: heads and neurons, global ranking, `ratio` of both."""
+    """One run of torch-pruning: `ratio` of the heads and of the neurons of every layer."""
     import torch_pruning as tp
 
     model: Any = copy.deepcopy(calibrated.model)
@@ -100,8 +111,8 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, tor
         model.get_parameter(name).grad = gradient.clone()
     taylor, magnitude = tp.importance.GroupTaylorImportance, tp.importance.GroupMagnitudeImportance
     importance = taylor() if gradients else magnitude(p=2)
-    linears = {layer.intermediate.dense: ratio for layer in layers}
-    heads = {
+    linears: dict[Any, float] = {layer.intermediate.dense: ratio for layer in layers}
+    heads: dict[Any, int] = {
         linear: layer.attention.self.num_attention_heads
         for layer in layers
         for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value)
@@ -113,13 +124,17 @@ def _torch_pruned(calibrated: Calibrated, ratio: float, gradients: dict[str, tor
             model,
             inputs,
             importance=importance,
-            global_pruning=True,
+            global_pruning=False,
             pruning_ratio=0.0,
-            pruning_ratio_dict=linears,
+            # heads go only where their layer has a ratio above zero, too, whatever it is
+            pruning_ratio_dict={**linears, **dict.fromkeys(heads, 0.5)},
             num_heads=heads,
             prune_num_heads=True,
             prune_head_dims=False,
             head_pruning_ratio=ratio,
+            # by default one dictionary for all pruners
+            in_channel_groups={},
+            out_channel_groups={},
             ignored_layers=[m for m in others if m is model.classifier or m is model.bert.pooler.dense],
             output_transform=lambda output: output.logits.sum(),
         ).step()
@@ -158,18 +173,24 @@ def main() -> None:
     parser.add_argument("--task", default="sst2", choices=list(ROWS))
     parser.add_argument("--budgets", default="0.7,0.5,0.3")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default="", help="only those whose names begin so; the others' rows stay")
     arguments = parser.parse_args()
     opened = open_model(arguments.task)
     validation = rows_of(opened, arguments.task, ("validation",))
     subject = subject_for(opened, arguments.task)
     found: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
+    budgets = [float(share) for share in arguments.budgets.split(",")]
     for seed in map(int, arguments.seeds.split(",")):
         rows = calibration_rows(opened, arguments.task, ROWS[arguments.task], seed)
         ours = calibrate(subject, rows, PRESETS["default"], CalibrationOptions(seed=seed))
-        kwon = calibrate(subject, rows, PRESETS["kwon2022"], CalibrationOptions(seed=seed))
+        kwon = functools.cache(
+            functools.partial(calibrate, subject, rows, PRESETS["kwon2022"], CalibrationOptions(seed=seed))
+        )
         gradients = loss_gradients(ours)
-        for share in map(float, arguments.budgets.split(",")):
+        for share in budgets:
             for name, build in _models(ours, kwon, gradients, share, seed).items():
+                if not name.startswith(arguments.methods):
+                    continue
                 pruned = build()
                 if pruned is None:
                     print(seed, share, name, "cannot be reached", flush=True)
@@ -187,11 +208,15 @@ def main() -> None:
         }
         for (name, share), runs in found.items()
     ]
+    earlier = (read_result(f"baselines-{arguments.task}") or {"table": []})["table"]
+    order = list(dict.fromkeys(row["method"] for row in [*earlier, *table]))
+    kept = [r for r in earlier if not (r["macs"] in budgets and r["method"].startswith(arguments.methods))]
+    table = sorted([*kept, *table], key=lambda row: (-row["macs"], order.index(row["method"])))
     write_result(f"baselines-{arguments.task}", {"task": arguments.task, "table": table})
 
 
 def _models(
-    ours: Calibrated, kwon: Calibrated, gradients: dict[str, torch.Tensor], share: float, seed: int
+    ours: Calibrated, kwon: Callable[[], Calibrated], gradients: dict[str, torch.Tensor], share: float, seed: int
 ) -> dict[str, Callable[[], Network | None]]:
     """Every competitor, built when called."""
     taylor = functools.cache(lambda: torch_pruning(ours, share, gradients))
@@ -203,7 +228,7 @@ def _models(
         "torch-pruning, magnitude": lambda: torch_pruning(ours, share),
         "torch-pruning, Taylor": taylor,
         "torch-pruning, Taylor + our recovery": lambda: recovered(ours, taylor()),
-        "kwon2022": lambda: ours_at(kwon, share, PRESETS["kwon2022"]),
+        "kwon2022": lambda: ours_at(kwon(), share, PRESETS["kwon2022"]),
         "ours, selection alone": lambda: ours_at(ours, share, no_recovery),
         "ours (default)": lambda: ours_at(ours, share, PRESETS["default"]),
     }

@@ -35,7 +35,7 @@ from faster_pruner.model.passes import activation_gradients_only
 from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.spec import base_prefix
 from faster_pruner.objectives.registry import objective_of
-from faster_pruner.options import PRESETS, CalibrationOptions, PrecisionName
+from faster_pruner.options import PRESETS, Arithmetic, CalibrationOptions
 from faster_pruner.progress import Silent, StageClock
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -64,7 +64,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def forward_backward(model: PreTrainedModel, batches: list[Batch], precision: PrecisionName) -> float:
+def forward_backward(model: PreTrainedModel, batches: list[Batch], precision: Arithmetic) -> float:
     """Seconds of one FB; the graph starts at the embeddings' output."""
     device = batches[0].rows.device
     synchronise(device)
@@ -87,7 +87,7 @@ def subject_for(model: PreTrainedModel) -> Subject:
 
 
 def timed(
-    model: PreTrainedModel, rows: EncodedRows, preset: str, precision: PrecisionName
+    model: PreTrainedModel, rows: EncodedRows, preset: str, precision: Arithmetic
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Stage seconds of one run: the first budget with its statistics, then a further budget from the same ones."""
     device = next(model.parameters()).device
@@ -102,7 +102,7 @@ def timed(
 
 
 def stages(
-    names: list[str], presets: list[str], precisions: list[PrecisionName], repeats: int, device: torch.device
+    names: list[str], presets: list[str], precisions: list[Arithmetic], repeats: int, device: torch.device
 ) -> list[dict[str, Any]]:
     """Medians over repeats that alternate FB and every preset."""
     found: list[dict[str, Any]] = []
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["stages", "memory", "scaling"])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--presets", default=",".join(PRESETS))
-    parser.add_argument("--precisions", default="", help="by default float32, and bfloat16 where the device has it")
+    parser.add_argument("--precisions", default="", help="by default float32, and what auto is here")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default=None)
     parser.add_argument("--show", action="store_true")

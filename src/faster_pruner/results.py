@@ -351,8 +351,10 @@ class PruneReport:
         latency: measured, by shape.
         calibration_hash: of the rows.
         calibration_rows: rows that it was calibrated on: those asked for, as far as there were so many.
+        precision: of the passes, as it was chosen; empty where that is not known.
         lengths: of those rows; None where they are not known.
         opens_plain: whether plain transformers opens the checkpoint.
+        opener: the class that opens it: of sentence-transformers or an auto class; empty where that is not known.
         verified: what was verified, in words; empty for a result that was not saved.
         distillation: what it did; None without.
         environment: versions and hardware.
@@ -379,8 +381,10 @@ class PruneReport:
     latency: list[Latency] = field(default_factory=list)
     calibration_hash: str = ""
     calibration_rows: int = 0
+    precision: str = ""
     lengths: Lengths | None = None
     opens_plain: bool = False
+    opener: str = ""
     verified: str = ""
     distillation: DistillationResult | None = None
     environment: dict[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ import tiny
 from badness import bad_input
 from command import run
 from faster_pruner import Budget, CalibrationOptions, Data, evaluate, inspect, load, prune, prune_model
-from faster_pruner.errors import BudgetError, DataError, NumericalError, UnsupportedModelError
+from faster_pruner.errors import BudgetError, CheckpointError, DataError, NumericalError, UnsupportedModelError
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 SMALL = CalibrationOptions(rows=32)
@@ -201,6 +201,13 @@ def test_two_classes_where_the_config_has_three_by_default(tmp_path: Path) -> No
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
     inputs = batches()[0]
     assert torch.equal(load(tmp_path / "out")(**inputs).logits, result.model(**inputs).logits)
+    # what transformers wrote of the dense one does not open; what is said to help does
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(CheckpointError, match=r'let config.json say "num_labels": 2, or'):
+        load(tmp_path / "dense")
+    file = tmp_path / "dense" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_labels": 2}))
+    assert torch.equal(load(tmp_path / "dense")(**inputs).logits, model(**inputs).logits)
 
 
 def test_stock_sizes_are_sizes_that_plain_transformers_builds(tmp_path: Path) -> None:

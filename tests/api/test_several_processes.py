@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from faster_pruner import Budget, CalibrationOptions, Data, Output, prune
 from faster_pruner.api.prune import Asked
 from faster_pruner.costs.latency import LatencyLimit
 from faster_pruner.errors import OptionError
+from faster_pruner.host.arithmetic import agreed
 from faster_pruner.host.ranks import Exchange, Ranks
-from faster_pruner.linalg import gram
 from faster_pruner.options import Distillation, PrecisionName, as_method
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_latency")
 # What is pruned, by name: the folder of the model, the data, the budget, the method, the precision.
 _CASES: dict[str, tuple[str, dict[str, str], float, str, PrecisionName]] = {
     "default": ("bert", {"task": "sst2", "folder": "data"}, 0.5, "default", "float32"),
-    "in the precision of the machine": ("bert", {"task": "sst2", "folder": "data"}, 0.5, "default", "auto"),
+    "in bfloat16, as the first process finds": ("bert", {"task": "sst2", "folder": "data"}, 0.5, "default", "auto"),
     "descent in two rounds": ("bert", {"task": "sst2", "folder": "data"}, 0.2, "default", "float32"),
     "kwon2022": ("bert", {"task": "sst2", "folder": "data"}, 0.5, "kwon2022", "float32"),
     "shared layers": ("albert", {"task": "sst2", "folder": "data"}, 0.5, "default", "float32"),
@@ -39,16 +38,16 @@ _CASES: dict[str, tuple[str, dict[str, str], float, str, PrecisionName]] = {
 _ALL = """
 import json, sys
 from faster_pruner import CalibrationOptions, Data, prune
+from faster_pruner.host import arithmetic
 from faster_pruner.runtimes import timing
-from faster_pruner.linalg import gram
 timing._FEWEST_PAIRS, timing._SECONDS_PER_SHAPE = 2, 0.0
-import contextlib, os
-rounded = gram.reduced_products
+import os
 os.chdir(sys.argv[1])
 for name, (model, data, macs, method, precision) in json.loads(sys.argv[2]).items():
     options = CalibrationOptions(rows=64, tokens_per_batch=64, precision=precision)
-    gram.reduced_products = contextlib.nullcontext if precision == "float32" else rounded
+    arithmetic._own_answer = lambda: precision == "auto" and os.environ["RANK"] == "0"
     found = prune(model, Data(**data), macs=macs, output=f"several/{name}", method=method, calibration=options)
+    assert found.report.precision == ("bfloat16" if precision == "auto" else "float32")
     assert len(found.report.processes) == 3 and found.report.verified
     # every process has the model that the first one wrote
     from safetensors.torch import load_file
@@ -99,17 +98,16 @@ def test_three_processes_find_what_one_does(place: Path, monkeypatch: pytest.Mon
         assert ended.said == ""
         assert (ended.returncode, ended.stdout) == (0, "done\n")
     monkeypatch.chdir(place)
-    rounded = gram.reduced_products
     for name, (model, data, macs, method, precision) in _CASES.items():
         options = CalibrationOptions(rows=64, tokens_per_batch=64, precision=precision)
         # where the passes or the products are in bfloat16, the last bit of a weight flips the rounding of what follows
-        monkeypatch.setattr(gram, "reduced_products", nullcontext if precision == "float32" else rounded)
-        found = prune(model, Data(**data), macs=macs, output=f"one/{name}", method=method, calibration=options)
+        with agreed(precision == "auto"):
+            found = prune(model, Data(**data), macs=macs, output=f"one/{name}", method=method, calibration=options)
         assert found.report.processes == []
         most = _APART if precision == "float32" else 5e-2
         _compare(place / "one" / name, place / "several" / name, most=most)
         reports = [json.loads((place / by / name / "result.json").read_text()) for by in ("one", "several")]
-        for key in ("calibration_hash", "calibration_rows", "lengths", "macs_kept", "before", "options"):
+        for key in ("calibration_hash", "calibration_rows", "lengths", "precision", "macs_kept", "before", "options"):
             assert reports[0][key] == reports[1][key], key
         assert [set(each) >= {"load", "statistics", "recovery", "waiting"} for each in reports[1]["processes"]] == [
             True

@@ -96,7 +96,11 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     *(({"num_labels": value}, "num_labels is") for value in ("x", -1, 0, 10**9, 10**30, None, 2.0, True, [2])),
     *(({"id2label": value}, "id2label is") for value in (3, "ab", ["a"], {}, True)),
     ({"id2label": {"x": 1}}, "not usable"),
-    ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "classifier.bias is [2] in the file, but [3] by config.json"),
+    (
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+        "classifier.bias is [2] in the file, but [3] by config.json: the one",
+    ),
+    ({"num_labels": 5}, 'has 2 labels, the other 5; let config.json say "num_labels": 2'),
     *(({"chunk_size_feed_forward": value}, "chunk_size_feed_forward is") for value in ("x", 1.5, None, [1])),
     *(({"pad_token_id": value}, "not usable") for value in ("x", 10**6, 1.5, [0])),
     *(({"hidden_dropout_prob": value}, "not usable") for value in ("x", None, 5, -1)),

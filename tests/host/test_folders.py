@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from faster_pruner.errors import OutputError
-from faster_pruner.host import folders, places
+from faster_pruner.host import folders, places, temporary
 from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.places import check_apart, check_folder
 
@@ -229,7 +229,7 @@ def test_what_others_still_need_is_kept(tmp_path: Path) -> None:
 
 def test_a_folder_is_locked_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process on another machine, or in another container, looks dead from here."""
-    monkeypatch.setattr(folders, "_alive", lambda process: False)
+    monkeypatch.setattr(temporary, "_alive", lambda process: False)
     with replacing(tmp_path / "out", overwrite=True) as staging:
         (staging / "config.json").write_text("of the first")
         save(tmp_path / "out", "of the second")

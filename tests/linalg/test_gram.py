@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from faster_pruner.host.arithmetic import agreed
 from faster_pruner.linalg import RegressionMoments, SecondMoment
 from faster_pruner.linalg.gram import reduced_products
 
@@ -112,7 +113,7 @@ def test_rounded_factors_do_no_harm_to_a_nearly_constant_neuron() -> None:
     x[:, 5] = 1.0 + 1e-4 * x[:, 5]
     x[:, 9] = -30.0 + 1e-3 * x[:, 9]
     expected = centred_of(x)
-    with RoundedFactors() as rounding:
+    with RoundedFactors() as rounding, agreed(True):
         moment = moment_of(x)
         found = moment.centred()
     assert rounding.products > 0
@@ -124,10 +125,13 @@ def test_rounded_factors_do_no_harm_to_a_nearly_constant_neuron() -> None:
 
 def test_products_are_reduced_inside_the_block_only() -> None:
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ZeroDivisionError), reduced_products():
+    for pays, expected in ((True, "medium"), (False, "highest")):
+        with pytest.raises(ZeroDivisionError), agreed(pays), reduced_products(CPU):
+            assert torch.get_float32_matmul_precision() == expected
+            _ = 1 // 0
+        assert torch.get_float32_matmul_precision() == before
+    with agreed(False), reduced_products(torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == "medium"
-        _ = 1 // 0
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_few_tokens_whatever_they_are() -> None:

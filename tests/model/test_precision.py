@@ -1,16 +1,20 @@
-"""bfloat16 passes: chosen where the hardware has them, close to float32, and never leaking out."""
+"""bfloat16 passes: chosen where they are faster, close to float32, and never leaking out."""
 
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
 import stock_models
+from faster_pruner import Data, prune
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.budget import Budget
+from faster_pruner.host.arithmetic import agreed
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.model.precision import choose_precision, forward_in, in_dtype, in_float32
@@ -22,13 +26,12 @@ from tiny import make_model, make_rows
 CPU = torch.device("cpu")
 
 
-def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, check, lambda: False)
-    assert choose_precision("auto", CPU) == "float32"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert choose_precision("auto", CPU) == "bfloat16"
-    assert choose_precision("float32", CPU) == "float32"
+def test_auto_is_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pays, expected in ((False, "float32"), (True, "bfloat16")):
+        with agreed(pays):
+            assert choose_precision("auto", CPU) == expected
+            assert choose_precision("float32", CPU) == "float32"
+            assert choose_precision("bfloat16", CPU) == "bfloat16"
     assert choose_precision("bfloat16", torch.device("mps")) == "bfloat16"
     assert choose_precision("auto", torch.device("mps")) == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
@@ -54,6 +57,20 @@ def test_an_error_ends_it() -> None:
         raise ZeroDivisionError
     assert linear(torch.randn(2, 8)).dtype == torch.float32
     assert functional.scaled_dot_product_attention(q, q, q).dtype == torch.bfloat16
+
+
+def test_a_run_says_what_auto_was(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """In its report, its card and its page; what was asked for stays what was asked for."""
+    for pays, expected in ((False, "float32"), (True, "bfloat16")):
+        out = tmp_path / expected
+        with agreed(pays):
+            options = CalibrationOptions(rows=16)
+            found = prune(checkpoint, Data(task="sst2", folder=data), macs=0.5, output=out, calibration=options)
+        result = json.loads((out / "result.json").read_text())
+        assert found.report.precision == result["precision"] == expected
+        assert result["options"]["calibration"]["precision"] == "auto"
+        assert f"passes in {expected}" in (out / "README.md").read_text()
+        assert expected in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

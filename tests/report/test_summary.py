@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from faster_pruner.report import print_evaluations, print_steps, print_summary, print_timings
+from faster_pruner.report import how_to_open, print_evaluations, print_steps, print_summary, print_timings
 from faster_pruner.report.headline import headline
 from faster_pruner.results import (
     Confidence,
@@ -110,6 +110,36 @@ def test_the_summary_fits_and_cuts_no_name(width: int) -> None:
         assert name in text
     assert ("block-cg" in text) == (width >= 80)
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+@pytest.mark.parametrize(
+    ("opener", "plain", "typed"),
+    [
+        ("AutoModelForSequenceClassification", False, "faster_pruner.load('out')"),
+        ("AutoModelForSequenceClassification", True, "AutoModelForSequenceClassification.from_pretrained('out')"),
+        ("SentenceTransformer", False, "SentenceTransformer('out') after import faster_pruner"),
+        ("SentenceTransformer", True, "SentenceTransformer('out')"),
+        ("CrossEncoder", False, "CrossEncoder('out') after import faster_pruner"),
+        ("", False, "faster_pruner.load('out')"),
+        ("", True, "faster_pruner.load('out')"),
+    ],
+)
+def test_how_to_open_a_result_is_what_one_types(opener: str, plain: bool, typed: str) -> None:
+    assert how_to_open(report(opener=opener, opens_plain=plain), "out") == typed
+
+
+@pytest.mark.parametrize(
+    ("processes", "precision", "words"),
+    [
+        (0, "", "time: load"),
+        (0, "bfloat16", "time (passes in bfloat16): load"),
+        (2, "float32", "time (2 processes, passes in float32): load"),
+        (2, "", "time (2 processes): load"),
+    ],
+)
+def test_the_summary_says_how_the_passes_ran(processes: int, precision: str, words: str) -> None:
+    shown = report(processes=[{"load": 1.0}] * processes, precision=precision)
+    assert words in " ".join(" ".join(printed(print_summary, shown)).split())
 
 
 def test_words_that_need_it_are_explained() -> None:

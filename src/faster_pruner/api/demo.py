@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import json
 import sysconfig
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from faster_pruner.data.sources import Rows, Source, load_split
 from faster_pruner.data.tasks import Columns, Data, Task
 from faster_pruner.errors import DataError, OptionError
 from faster_pruner.host.folders import Output
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.passes import inference
 from faster_pruner.model.spec import set_matrix
 from faster_pruner.objectives.classification import TASK as CLASSIFICATION
@@ -92,7 +92,7 @@ def demo(
     budget, calibration = as_budget(macs), CalibrationOptions(seed=seed, max_length=_MAX_LENGTH)
     run.on()
     clock = run.clock()
-    with tempfile.TemporaryDirectory(prefix="faster-pruner-demo-") as temporary:
+    with temporary_folder() as temporary:
         folder = Path(temporary, "data")
         with clock.stage("collect docstrings"):
             docstrings = collect_docstrings()

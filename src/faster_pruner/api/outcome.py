@@ -304,8 +304,10 @@ def _report(job: Job, pruned: Pruned, times: Sequence[LimitResult]) -> PruneRepo
         environment=environment(device_of(subject.model)),
         calibration_hash=job.calibration_hash,
         calibration_rows=calibrated.data.rows,
+        precision=calibrated.data.setting.precision,
         lengths=Lengths.of(calibrated.row_lengths, truncated=job.truncated),
         opens_plain=opens_with_stock_class(pruned.model, pruned.sublayers),
+        opener=subject.objective.opener or subject.objective.auto_class,
         warnings=warnings.of_the_method(calibrated, pruned.results),
     )
 

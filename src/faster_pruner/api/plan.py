@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.errors import BudgetError, DataError
 from faster_pruner.host.devices import environment
 from faster_pruner.host.places import public_name
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.rehearsal import Rehearsed, rehearse
 from faster_pruner.method.selecting import bounds_for, sizes_allowed, uniform_units
@@ -240,8 +240,8 @@ def _saving(opened: Opened, found: Rehearsed, loading: float) -> float:
     if size > _MOST_BYTES_WRITTEN:
         return 2 * loading * size / stored_bytes(opened.model, opened.dtype)
     clock = StageClock(Silent())
-    with clock.stage("save"), tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
+    with clock.stage("save"), temporary_folder() as folder:
         round_weights(model, opened.dtype)
-        write_checkpoint(Path(folder), model, found.pruned.sublayers, opened.processor, dtype=opened.dtype)
-        verify(Path(folder), model, batches[-BATCHES_TO_VERIFY:])
+        write_checkpoint(folder, model, found.pruned.sublayers, opened.processor, dtype=opened.dtype)
+        verify(folder, model, batches[-BATCHES_TO_VERIFY:])
     return clock.seconds["save"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from faster_pruner.checkpoint.smaller_tokenizer import smaller, tokenizer_files,
 from faster_pruner.checkpoint.tokens import TokenTensors, named_ids, select_tokens, token_tensors
 from faster_pruner.errors import UnsupportedModelError, VerificationError
 from faster_pruner.host.devices import environment
-from faster_pruner.host.places import check_space, public_name
+from faster_pruner.host.places import public_name
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.detection.watching import twin
 from faster_pruner.model.limits import input_names, longest_row
 from faster_pruner.model.passes import all_tensors_in, device_of, inference
@@ -113,9 +113,8 @@ def smaller_in_memory(chosen: Chosen) -> Smaller:
         OutputError: there is no space for a temporary folder of it.
         VerificationError: it does not behave like the one before.
     """
-    check_space([(Path(tempfile.gettempdir()), chosen.bytes_before)])
-    with tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
-        found = write_smaller(Path(folder), chosen)
+    with temporary_folder(size=chosen.bytes_before) as folder:
+        found = write_smaller(folder, chosen)
     _share(chosen.opened.model, found.opened.model)
     return found
 

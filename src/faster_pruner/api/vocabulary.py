@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from faster_pruner.errors import one_line
 from faster_pruner.host.folders import Output, as_output, replacing
 from faster_pruner.host.launch import only_one
 from faster_pruner.host.marks import FILES, MASKS_FILE, PAGE_FILE, RESULT_FILE, names_in
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.report.card import CARD_FILE
 from faster_pruner.results import strict_json
@@ -100,8 +100,8 @@ def tokens_pruned(place: str, wanted: Vocabulary, target: Output, run: Run) -> V
 def _folder(target: Output) -> Generator[Path]:
     """A folder that takes the output's place when all went well; one that vanishes where there is no output."""
     if target.path is None:
-        with tempfile.TemporaryDirectory(prefix="faster-pruner-") as temporary:
-            yield Path(temporary)
+        with temporary_folder() as temporary:
+            yield temporary
     else:
         with replacing(target.path, overwrite=target.overwrite) as staging:
             yield staging

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from faster_pruner.checkpoint.screening import CONFIG
 from faster_pruner.checkpoint.sizes import building_stock, family_in, is_pruned, sized, without_layer_sizes
 from faster_pruner.errors import CheckpointError, OptionError, UnsupportedModelError
 from faster_pruner.host.mapped import are_in_files, settled
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.spec import Sublayer, resolve
 
 
@@ -53,9 +53,9 @@ def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> tuple[Any, 
             "weights are kept in files with accelerate, which is not installed; install faster-pruner[large]",
             option="weights",
         ) from error
-    with TemporaryDirectory(prefix="faster-pruner-") as folder:
+    with temporary_folder() as folder:
         # what has to be put together from several tensors of the checkpoint goes through the folder
-        loaded: Any = build.from_pretrained(place, *args, device_map={"": "disk"}, offload_folder=folder, **given)
+        loaded: Any = build.from_pretrained(place, *args, device_map={"": "disk"}, offload_folder=str(folder), **given)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         read: dict[int, nn.Parameter] = {}
         names = {id(parameter): name for name, parameter in model.named_parameters()}

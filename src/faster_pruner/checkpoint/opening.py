@@ -326,7 +326,7 @@ def _open_weights(
     if bare:
         info = _without_heads(model, info)
     nothing = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Constant)]
-    _check_loading(place, stock.__name__, info, nothing)
+    _check_loading(place, stock.__name__, info, nothing, labels=getattr(model.config, "num_labels", None))
     return model.eval(), sublayers
 
 
@@ -347,7 +347,9 @@ def _without_heads(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, An
     }
 
 
-def _check_loading(place: str, name: str, info: dict[str, Any], nothing: Collection[str]) -> None:
+def _check_loading(
+    place: str, name: str, info: dict[str, Any], nothing: Collection[str], *, labels: int | None
+) -> None:
     """Raise CheckpointError when tensors of the file and of the model are not the same ones.
 
     Args:
@@ -355,9 +357,16 @@ def _check_loading(place: str, name: str, info: dict[str, Any], nothing: Collect
         name: of its class.
         info: what transformers says of the loading.
         nothing: tensors that hold nothing, which folders of the first versions do not have.
+        labels: that its config has.
     """
     if info["mismatched_keys"]:
         key, there, here = min(info["mismatched_keys"])
+        if all(has[1:] == wants[1:] and wants[0] == labels for _, has, wants in info["mismatched_keys"]):
+            raise CheckpointError(
+                f"{place!r}: {key} is {list(there)} in the file, but {list(here)} by {CONFIG}: the one has {there[0]} "
+                f'labels, the other {labels}; let {CONFIG} say "num_labels": {there[0]}, or the names as "id2label" '
+                f"(transformers writes neither for two labels without names, also where a {name} has more by default)"
+            )
         raise CheckpointError(
             f"{place!r}: the tensors do not fit {CONFIG}: {key} is {list(there)} in the file, but {list(here)} by "
             f"{CONFIG}{_and_more(info['mismatched_keys'], 1)}; a checkpoint that another tool has pruned is not "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from faster_pruner.checkpoint.screening import CONFIG
 from faster_pruner.checkpoint.sizes import build_stock, mark_as_pruned, opens_with_stock_class
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import CheckpointError, FasterPrunerError, OutputError, VerificationError
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.classes import auto_classes_of
 from faster_pruner.model.describe import family_of_all
 from faster_pruner.model.passes import all_tensors_in, device_of, inference
@@ -108,7 +108,7 @@ def _labels_left_out(config: Any, written: Mapping[str, Any]) -> dict[str, Any]:
 def check_savable(model: nn.Module, processor: Processor | None) -> None:
     """Before any work: config, generation config and processor can be written. Raises CheckpointError, OutputError."""
     given: Any = model
-    with tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder:
+    with temporary_folder() as folder:
         with _named("config.json"):
             given.config.save_pretrained(folder)
         if getattr(given, "generation_config", None) is not None and given.can_generate():

@@ -169,14 +169,34 @@ def mark_as_pruned(model: nn.Module, sublayers: Sequence[Sublayer]) -> None:
     if family_of(config) != (family := family_of_all(sublayers)):
         metadata[FAMILY_KEY] = family_to_json(family)
     setattr(config, METADATA_KEY, metadata)
+    _state_layer_sizes(model, sublayers)
+
+
+def _state_layer_sizes(model: nn.Module, sublayers: Sequence[Sublayer]) -> None:
+    """Say what layers have in the shape of transformers' `per_layer_config`, so that plain transformers refuses it."""
+    config: Any = model.config
     parts = [config, *(value for value in vars(config).values() if hasattr(value, "is_heterogeneous"))]
     for part in parts:
         vars(part).pop(LAYERS_KEY, None)
-    if not opens_with_stock_class(model, sublayers):
-        for part, layers in _layer_sizes(model, sublayers):
-            if readable := _readable(part, layers):
-                # a plain entry: it means nothing to the model in memory, and is written by every save_pretrained
-                vars(part)[LAYERS_KEY] = readable
+    if opens_with_stock_class(model, sublayers):
+        return
+    for part, layers in _layer_sizes(model, sublayers):
+        if readable := _readable(part, layers):
+            # a plain entry: it means nothing to the model in memory, and is written by every save_pretrained
+            vars(part)[LAYERS_KEY] = readable
+    if not _builds(model):
+        # a config makes others of all its entries, to which it means something
+        for part in parts:
+            vars(part).pop(LAYERS_KEY, None)
+
+
+def _builds(model: nn.Module) -> bool:
+    """Whether the stock class builds a model from the config."""
+    try:
+        build_stock(model)
+    except Exception:  # whatever a model's own code raises
+        return False
+    return True
 
 
 def opens_with_stock_class(model: nn.Module, sublayers: Sequence[Sublayer]) -> bool:

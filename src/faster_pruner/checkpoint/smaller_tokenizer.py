@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +14,7 @@ from faster_pruner.checkpoint.companions import Companions
 from faster_pruner.checkpoint.quiet import quiet_transformers
 from faster_pruner.checkpoint.tokens import ids_in, with_new_ids
 from faster_pruner.errors import CheckpointError, UnsupportedModelError
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.vocabulary.choosing import Choice
 from faster_pruner.vocabulary.document import ALGORITHMS, Document
 
@@ -62,9 +61,9 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerBase, companions: Companions) 
     except (LookupError, ValueError, TypeError, AttributeError):
         pass  # none, or one that transformers reads in some other way
     try:
-        with tempfile.TemporaryDirectory(prefix="faster-pruner-") as folder, quiet_transformers():
+        with temporary_folder() as folder, quiet_transformers():
             tokenizer.save_pretrained(folder)
-            written = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+            written = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
         document = Document.read(written[_TOKENIZER].decode())
     except UnsupportedModelError:
         raise

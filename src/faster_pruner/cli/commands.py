@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | None = None) -> None:
     """The summary, how to open what was saved, and what a command shows beside."""
     from faster_pruner.api.outcome import figures
-    from faster_pruner.report import print_summary, print_vocabulary
+    from faster_pruner.report import how_to_open, print_summary, print_vocabulary
 
     with printed(lambda: figures(result.report, result.vocabulary), f"the result is complete, in {output}") as console:
         print_summary(result.report, console)
@@ -53,7 +53,7 @@ def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | N
             console.print()
             print_vocabulary(result.vocabulary, console)
         console.print(
-            f"saved in {output}: open it with faster_pruner.load({str(output)!r}){_page_in(output)}",
+            f"saved in {output}: open it with {how_to_open(result.report, str(output))}{_page_in(output)}",
             soft_wrap=True,
         )
         if more is not None:

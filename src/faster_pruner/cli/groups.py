@@ -334,7 +334,7 @@ class CalibrationSetOptions:
     precision: Annotated[
         str,
         typer.Option(
-            help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where the hardware has it.",
+            help=f"Of the passes: {', '.join(PRECISIONS)}; auto is bfloat16 where that is clearly faster.",
             rich_help_panel=_METHOD,
         ),
     ] = "auto"

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,41 @@ def recall(kind: str, key: Mapping[str, Any]) -> Any | None:
 
 def keep(kind: str, key: Mapping[str, Any], value: Any) -> None:
     """Keep a JSON-ready value; where that is not possible, nothing happens."""
+    with suppress(OSError, RuntimeError), _written(kind, key, value) as (partial, file):
+        partial.replace(file)
+
+
+def keep_first(kind: str, key: Mapping[str, Any], value: Any) -> Any | None:
+    """Keep a JSON-ready value where none is: of processes that come at once, all go on with one value.
+
+    Returns:
+        What is kept now, this value or an earlier one; None where that is not possible.
+    """
     try:
-        file = _file(kind, key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, suffix=".partial", delete=False, encoding="utf-8"
-        ) as out:
-            json.dump({_KEY: key, _VALUE: value}, out, indent=1)
-        Path(out.name).replace(file)
+        with _written(kind, key, value) as (partial, file):
+            try:
+                file.hardlink_to(partial)
+            except OSError:
+                # somebody was here before, or the file system has no links
+                if recall(kind, key) is None:
+                    partial.replace(file)
     except (OSError, RuntimeError):
-        return
+        return None
+    return recall(kind, key)
+
+
+@contextmanager
+def _written(kind: str, key: Mapping[str, Any], value: Any) -> Generator[tuple[Path, Path]]:
+    """A temporary file with a value, and the file whose place it may take. Raises OSError, RuntimeError."""
+    file = _file(kind, key)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".partial", delete=False, encoding="utf-8") as out:
+        json.dump({_KEY: key, _VALUE: value}, out, indent=1)
+    partial = Path(out.name)
+    try:
+        yield partial, file
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _file(kind: str, key: Mapping[str, Any]) -> Path:

@@ -58,7 +58,7 @@ def on_all_cores(
         torch.set_num_threads(cores)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -70,7 +70,7 @@ def _processor() -> str:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that a measurement depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "faster_pruner": version("faster-pruner"),
         "torch": torch.__version__,

@@ -17,12 +17,11 @@ from faster_pruner.checks import made_of, yes_or_no
 from faster_pruner.errors import OutputError
 from faster_pruner.host.marks import strangers
 from faster_pruner.host.places import check_apart, check_folder, check_space, resolved
+from faster_pruner.host.temporary import locked, remove_abandoned
 
 # Linux' renameat2: paths are relative to the working folder; exchange them. (2 is macOS' RENAME_SWAP, too.)
 _AT_FDCWD = -100
 _EXCHANGE = 2
-# Temporary folders carry the number of the process that makes them.
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)-[^.]+\.partial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +98,16 @@ def replacing(folder: Path, *, overwrite: bool) -> Generator[Path]:
     target = resolved(folder)
     try:
         created = _make_parents(target.parent)
-        _remove_abandoned(target)
+        # temporary folders of this very output
+        ours = re.compile(rf"\.{re.escape(target.name)}\.(?P<process>\d+)-[^.]+\.partial")
+        remove_abandoned(target.parent, f".{_escaped(target.name)}.*.partial", ours)
         prefix = f".{target.name}.{os.getpid()}-"
         staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
     except OSError as error:
         raise _unwritable(folder, error) from error
     identity = _identity(staging)
     try:
-        with _locked(staging):
+        with locked(staging):
             yield staging
             _open_to_readers(staging)
             if not _put(staging, target, overwrite=overwrite):
@@ -185,59 +186,9 @@ def _unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {str(folder)!r}: {error.strerror or error}")
 
 
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold a lock on a folder, where the system has such locks: it tells others that its process is alive."""
-    handle = _lock(folder)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    """An open, locked handle of a folder; None where it is locked by another process, or cannot be."""
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary folders of `folder` whose process is dead: neither alive here nor holding its lock elsewhere."""
-    for place in folder.parent.glob(f".{_escaped(folder.name)}.*.partial"):
-        match = _PARTIAL.fullmatch(place.name)
-        if match is None or match["name"] != folder.name or _alive(int(match["process"])):
-            continue
-        handle = _lock(place)
-        if handle is not None:
-            shutil.rmtree(place, ignore_errors=True)
-            os.close(handle)
-
-
 def _escaped(name: str) -> str:
     """A name in which nothing is a wildcard."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of that number exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _exchange(staging: Path, folder: Path) -> None:

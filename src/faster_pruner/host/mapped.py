@@ -71,6 +71,7 @@ def from_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     size = count * dtype.itemsize
     try:
+        # it is there for a moment: no need to look whether others have left theirs
         with TemporaryDirectory(prefix="faster-pruner-") as folder:
             file = Path(folder) / "values"
             with file.open("wb") as stream:

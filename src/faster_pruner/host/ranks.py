@@ -13,7 +13,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, partial
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from faster_pruner.errors import OptionError, ProcessError
+from faster_pruner.host.arithmetic import agreed, bfloat16_pays
 from faster_pruner.host.devices import pick_device
 from faster_pruner.host.launch import Launched, grouped, launched, number
 from faster_pruner.host.watch import Watch
@@ -207,8 +208,11 @@ def joined(device: str | None) -> Generator[Ranks]:
         raise OptionError("this build of torch knows no other processes (torch.distributed); start one")
     on = _device_for(device, own)
     watch = _met(own, on)
+    ranks = Ranks(own.rank, own.count, own.local_count, on, Exchange(watch))
     try:
-        yield Ranks(own.rank, own.count, own.local_count, on, Exchange(watch))
+        # machines may differ: all round as the first one does
+        with agreed(ranks.lead(bfloat16_pays)) if on.type == "cpu" else nullcontext():
+            yield ranks
     except KeyboardInterrupt:
         # the watch's doing, a launcher's, because it lost a process, or somebody's at the keyboard
         cause = watch.reason()

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import overload
 
 import torch
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faster_pruner.host.mapped import from_file
+from faster_pruner.host.temporary import make_temporary
 
 # Share of the free memory that hidden states may take when no limit is given.
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -56,8 +55,8 @@ class Shelf:
     def write(self, tensor: Tensor) -> Path:
         """A new file that holds `tensor`."""
         if self._folder is None:
-            self._folder = Path(mkdtemp(prefix="faster-pruner-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder, remove = make_temporary()
+            weakref.finalize(self, remove)
         self._files += 1
         file = self._folder / f"{self._files}.safetensors"
         save_file({_KEY: tensor.contiguous()}, file)

@@ -7,7 +7,7 @@ before anything is multiplied, and what that mean was off by is corrected in flo
 zero and centred afterwards is the difference of two huge numbers: with mean^2 / variance near 1e6 it is no longer
 positive definite.)
 
-Products may round their factors (never their sums) to bfloat16 or TF32 where the hardware multiplies those faster: the
+Products may round their factors (never their sums) to bfloat16 or TF32 where the machine multiplies those faster: the
 result is the exact moment of activations that differ from the true ones by 0.2 % of their distance from the mean, so it
 stays positive semi-definite, and the noise is far below every ridge. Only blocks on and above the diagonal are
 computed.
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from faster_pruner.host.arithmetic import bfloat16_pays
 from faster_pruner.host.mapped import zeros
 from faster_pruner.host.ranks import Ranks
 from faster_pruner.linalg.solve import solve_dtype
@@ -34,10 +35,10 @@ _TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 1024, 4096
 
 
 @contextmanager
-def reduced_products() -> Generator[None]:
-    """float32 matrix products may round their factors to bfloat16 or TF32; put back afterwards."""
+def reduced_products(device: torch.device) -> Generator[None]:
+    """float32 matrix products round their factors to bfloat16 or TF32 where that pays; put back afterwards."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("medium" if device.type != "cpu" or bfloat16_pays() else "highest")
     try:
         yield
     finally:
@@ -146,7 +147,7 @@ class _TokenSums:
     def _multiply(self, z: Tensor) -> None:
         """Add the tokens z [tokens, n + d] that are filled."""
         z[self._filled :].zero_()
-        with reduced_products():
+        with reduced_products(z.device):
             for start in range(0, self.n, self._strip):
                 stop = min(self.n, start + self._strip)
                 self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])

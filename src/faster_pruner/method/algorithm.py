@@ -31,7 +31,7 @@ from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents
 from faster_pruner.objectives.parts import predictions_of
-from faster_pruner.options import CalibrationOptions, Fisher, Method, PrecisionName, Scale
+from faster_pruner.options import Arithmetic, CalibrationOptions, Fisher, Method, Scale
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.results import SublayerResult
 
@@ -73,7 +73,7 @@ def calibrate(
         raise UnsupportedModelError(f"the objective {subject.objective.name!r} reads none of the model's sublayers")
     # what nobody has set is shared by the processes of this machine
     limit = default_limit(device) // ranks.local_count if options.memory_limit is None else options.memory_limit
-    precision: PrecisionName = ranks.lead(lambda: _precision(subject.model, options, batches[-1]))
+    precision: Arithmetic = ranks.lead(lambda: _precision(subject.model, options, batches[-1]))
     setting = PassSetting(precision=precision, shelf=Shelf(limit))
     data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting, ranks)
     data.check_enough()
@@ -212,7 +212,7 @@ def _teacher(calibrated: Calibrated, method: Method, bounds: Sequence[Bound]) ->
     return Teacher(calibrated.network.copied().shrunk(chosen), masks)
 
 
-def _precision(model: nn.Module, options: CalibrationOptions, batch: Batch) -> PrecisionName:
+def _precision(model: nn.Module, options: CalibrationOptions, batch: Batch) -> Arithmetic:
     """The arithmetic of the passes; float32 where a model's own code does not run, or overflows, in bfloat16.
 
     Raises:

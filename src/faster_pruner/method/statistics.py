@@ -30,7 +30,6 @@ from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.network import Network
-from faster_pruner.model.precision import choose_precision
 from faster_pruner.model.reading import Reading, Rule, real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents, Objective
@@ -145,7 +144,7 @@ class _Collector:
         }
         self.place = 0
         # hidden states of a bfloat16 pass are not known better than that
-        self.kept_in = torch.bfloat16 if choose_precision(setting.precision, device) == "bfloat16" else torch.float32
+        self.kept_in = torch.bfloat16 if setting.precision == "bfloat16" else torch.float32
         self.targets = {s.name: HiddenStates(setting.shelf) for s in sublayers}
         self.sources = {s.name: HiddenStates(setting.shelf) for s in sublayers}
         self.batch: Batch | None = None

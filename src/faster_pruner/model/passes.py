@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from faster_pruner.errors import DataError, FasterPrunerError
 from faster_pruner.host.spill import Shelf
-from faster_pruner.options import PrecisionName
+from faster_pruner.options import Arithmetic
 
 # Feed-forward layers may run over a row in pieces of this length; each piece would call every module again.
 _CHUNKS = "chunk_size_feed_forward"
@@ -32,7 +32,7 @@ class PassSetting:
         shelf: where hidden states go; by default they stay in memory.
     """
 
-    precision: PrecisionName = "float32"
+    precision: Arithmetic = "float32"
     shelf: Shelf = field(default_factory=lambda: Shelf(sys.maxsize))
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of calibration and recovery passes: float32, or bfloat16 products where hardware does them faster.
+"""The arithmetic of calibration and recovery passes: float32, or bfloat16 products where those are faster.
 
 Only forwards (and the backward that follows) are affected: sums, solves and the weights that are saved never are.
 """
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from faster_pruner.host.arithmetic import bfloat16_pays
 from faster_pruner.host.mapped import copied
-from faster_pruner.options import PrecisionName
+from faster_pruner.options import Arithmetic, PrecisionName
 
 # transformers' mark of modules and tensors that it need not initialise.
 _DONE = "_is_hf_initialized"
@@ -43,15 +44,14 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def choose_precision(name: PrecisionName, device: torch.device) -> PrecisionName:
-    """What `auto` means on `device`: bfloat16 where its products are done in hardware, else float32."""
+def choose_precision(name: PrecisionName, device: torch.device) -> Arithmetic:
+    """What `auto` means on `device`: bfloat16 where a GPU has it, or a CPU was measured to be faster in it."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type == "cpu":
-        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return "bfloat16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "float32"
+        return "bfloat16" if bfloat16_pays() else "float32"
     return "float32"
 
 
@@ -72,9 +72,9 @@ def usual_torch() -> Generator[None]:
 
 
 @contextmanager
-def forward_in(precision: PrecisionName, device: torch.device) -> Generator[None]:
-    """Run the forwards inside in `precision` (`auto` is decided by `device`)."""
-    if choose_precision(precision, device) == "float32":
+def forward_in(precision: Arithmetic, device: torch.device) -> Generator[None]:
+    """Run the forwards inside in `precision`."""
+    if precision == "float32":
         yield
         return
     with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):

@@ -12,14 +12,14 @@ from faster_pruner.model.passes import called
 from faster_pruner.model.precision import forward_in
 from faster_pruner.model.tail import Tail
 from faster_pruner.objectives.objective import Objective, Predictions
-from faster_pruner.options import PrecisionName
+from faster_pruner.options import Arithmetic
 
 # Numbers in the predictions of one part; in float32 64 MiB.
 MOST_VALUES = 1 << 24
 
 
 def predicted(
-    model: nn.Module, objective: Objective, batch: Batch, *, precision: PrecisionName = "float32"
+    model: nn.Module, objective: Objective, batch: Batch, *, precision: Arithmetic = "float32"
 ) -> Iterator[Predictions]:
     """What a model predicts for a batch: all at once, or where that would be too much, some tokens at a time.
 

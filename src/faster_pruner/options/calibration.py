@@ -8,6 +8,8 @@ from typing import Literal
 from faster_pruner.checks import LARGEST_SEED, made_of, one_of, whole_number
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
+# What `auto` has become once it is decided.
+Arithmetic = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("auto", "float32", "bfloat16")
 WeightsName = Literal["auto", "memory", "files"]
 WEIGHTS: tuple[WeightsName, ...] = ("auto", "memory", "files")
@@ -24,7 +26,8 @@ class CalibrationOptions:
         seed: of the draw and of everything else that is random.
         max_length: longest row in tokens; longer ones are truncated.
         tokens_per_batch: padded tokens per batch.
-        precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where the hardware has it.
+        precision: of the matrix products in forwards and backwards; `auto` takes bfloat16 where it is clearly
+            faster: a GPU has it, or products were timed on this CPU.
         memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
             the memory that is free.
         weights: where weights, their copies and statistics lie: in `memory`, or in `files`, for models that memory does

@@ -5,12 +5,13 @@ from faster_pruner.report.deployment import print_steps, print_timings
 from faster_pruner.report.inspection import print_inspection
 from faster_pruner.report.plan import print_plan
 from faster_pruner.report.search import print_searches
-from faster_pruner.report.summary import print_evaluations, print_summary
+from faster_pruner.report.summary import how_to_open, print_evaluations, print_summary
 from faster_pruner.report.sweep import draw_sweep, print_sweep
 from faster_pruner.report.vocabulary import print_vocabulary
 
 __all__ = [
     "draw_sweep",
+    "how_to_open",
     "make_progress",
     "print_evaluations",
     "print_inspection",

@@ -193,11 +193,12 @@ def _speed(report: PruneReport) -> str:
 def _provenance(report: PruneReport, licence: str | None) -> str:
     """What went in."""
     calibration, budget = report.options["calibration"], report.options["budget"]
+    arithmetic = f", passes in {report.precision}" if report.precision else ""
     return "\n".join(
         [
             f"* Base model: `{report.model}`; licence: {licence or 'see the base model'} (inherited)",
             f"* Budget: {_budget(report)}; allocation {budget['allocation']}",
-            f"* Method: preset `{report.preset}`, seed {calibration['seed']}",
+            f"* Method: preset `{report.preset}`, seed {calibration['seed']}{arithmetic}",
             f"* Calibration: task {report.task}, {_rows(report)}, at most "
             f"{calibration['max_length']} tokens each; SHA-256 of their tokens and labels `{report.calibration_hash}`",
             f"* Verified: {report.verified}",

@@ -53,12 +53,23 @@ def print_summary(report: PruneReport, console: Console) -> None:
         console.print(Text(distilled(report.distillation)))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     console.print(Text(_legend(report), style="dim"))
-    shared = f" ({len(report.processes)} processes)" if report.processes else ""
-    console.print(Text(f"time{shared}: {stages}", style="dim"))
+    told = [f"{len(report.processes)} processes"] if report.processes else []
+    told += [f"passes in {report.precision}"] if report.precision else []
+    how = f" ({', '.join(told)})" if told else ""
+    console.print(Text(f"time{how}: {stages}", style="dim"))
     if report.verified:
         console.print(Text.assemble(("verified", "green"), f": {report.verified}"))
     for warning in report.warnings:
         console.print(Text.assemble(("note", "yellow"), f": {warning}"))
+
+
+def how_to_open(report: PruneReport, folder: str) -> str:
+    """What one types to open a folder that was saved; the card has every way."""
+    opener, place = report.opener, repr(folder)
+    if not opener or (opener.startswith("Auto") and not report.opens_plain):
+        return f"faster_pruner.load({place})"
+    call = f"{opener}.from_pretrained({place})" if opener.startswith("Auto") else f"{opener}({place})"
+    return call if report.opens_plain else f"{call} after import faster_pruner"
 
 
 def plain_table(title: str = "") -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from faster_pruner.checks import one_of
 from faster_pruner.errors import OptionError
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.limits import made_up_inputs
 from faster_pruner.model.passes import inference
 from faster_pruner.progress import Progress, Silent
@@ -68,10 +68,10 @@ def compare(
     runs: dict[tuple[str, str], Callable[[dict[str, Tensor]], Any]] = {}
     seconds: dict[tuple[str, str, int, int], list[float]] = {}
     peaks: dict[tuple[str, str, int, int], float | None] = {}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with temporary_folder() as folder, torch.no_grad():
         for runtime in runtimes:
             for place, entry in enumerate(entries):
-                runs[entry.name, runtime] = runner(entry.model, runtime, Path(folder) / f"{place}.onnx")
+                runs[entry.name, runtime] = runner(entry.model, runtime, folder / f"{place}.onnx")
         for batch, sequence in shapes:
             inputs = made_up_inputs(entries[0].model, batch, sequence)
             if "compile" in runtimes:

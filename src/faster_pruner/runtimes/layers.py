@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from faster_pruner.costs.latency import LatencyLimit, Times, TimeTable, kind_of
+from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.network import Network
 from faster_pruner.model.passes import device_of
@@ -90,9 +90,9 @@ class Bench:
         members = _members(self.network.sublayers)
         sizes = {s.name: s.units for s in self.network.sublayers}
         floor = {s.name: min(s.units, s.spec.least) for s in self.network.sublayers}
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             # built models stay until all are timed: compiled ones are compiled at their first run
-            run = _Runs(self, Path(folder))
+            run = _Runs(self, folder)
             calls = {key: run.of(at) for key, at in (("dense", sizes), ("floor", floor))}
             whole = run.timed(calls, _FEWEST_WHOLE, _MOST, _ENOUGH_WHOLE, progress)
             dense, least = (statistics.median(whole[key]) for key in ("dense", "floor"))
@@ -118,10 +118,10 @@ class Bench:
     def pair(self, network: Network) -> Pair:
         """Time a network against the dense one."""
         inputs = self.inputs
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with temporary_folder() as folder, torch.no_grad():
             models = {"dense": self.network.model, "own": network.model}
             calls = {
-                name: functools.partial(runner(model, self.limit.runtime, Path(folder) / f"{name}.onnx"), inputs)
+                name: functools.partial(runner(model, self.limit.runtime, folder / f"{name}.onnx"), inputs)
                 for name, model in models.items()
             }
             found = time_in_turn(

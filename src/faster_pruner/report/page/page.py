@@ -256,6 +256,7 @@ def _provenance(report: PruneReport) -> Markup:
         ("preset", report.preset),
         ("verified", report.verified or "not saved"),
         ("plain transformers opens it", "yes" if report.opens_plain else "no"),
+        ("passes in", report.precision or words.UNKNOWN),
         *report.environment.items(),
     ]
     options = [(breakable(path), value) for path, value in _flat(report.options)]
