@@ -91,12 +91,16 @@ class Fitting:
             self.first = x.clone()
         self.r.append(r)
 
-    def output(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """What the projection puts out [T', d] for a minibatch, and what it should."""
+    @contextmanager
+    def output(self, piece: Piece) -> Generator[tuple[Tensor, Tensor]]:
+        """What the projection puts out [T', d] for a minibatch, and what it should: inside, it can be differentiated.
+
+        A backward needs what the branch was called with, which may go to files afterwards.
+        """
         with self.run.awake(piece.batch):
             x = tokens_of(self.run.again(piece.batch, self.sublayer, piece.places), piece.tokens).float()
-        y = functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model)))
-        return y, self.r[piece.batch][piece.targets]
+            y = functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model)))
+            yield y, self.r[piece.batch][piece.targets]
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
@@ -228,8 +232,8 @@ def _error(fitting: Fitting, turns: Sequence[Turn]) -> float:
     wrong, whole = 0.0, 0.0
     for turn in turns:
         if turn.piece is not None:
-            y, r = fitting.output(turn.piece)
-            wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
+            with fitting.output(turn.piece) as (y, r):
+                wrong, whole = wrong + float((y - r).square().sum()), whole + float(r.square().sum())
     sums = torch.tensor([wrong, whole], dtype=torch.float64)
     fitting.data.ranks.sum_(sums)
     wrong, whole = sums.tolist()
@@ -253,9 +257,9 @@ def _train(fitting: Fitting, modules: Sequence[nn.Module], turns: Sequence[Turn]
                 optimizer.zero_grad()
                 turn = turns[place]
                 if turn.piece is not None:
-                    y, r = fitting.output(turn.piece)
-                    loss = (y - r).square().mean() / max(scale, 1e-30)
-                    loss.backward()
+                    with fitting.output(turn.piece) as (y, r):
+                        loss = (y - r).square().mean() / max(scale, 1e-30)
+                        loss.backward()
                 _share_gradients(fitting.data.ranks, _parameters(modules), turn.rank)
                 optimizer.step()
                 schedule.step()
