@@ -17,17 +17,19 @@ from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
 from faster_pruner.method.memory import Tokens, suspended_bytes
 from faster_pruner.model.describe import describe
+from faster_pruner.model.tail import _PROVED
+from faster_pruner.objectives import parts
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import PRESETS, CalibrationOptions
 
 CPU = torch.device("cpu")
 
 
-def _classifier() -> tuple[Subject, EncodedRows | list[Batch]]:
+def _classifier() -> tuple[Subject, EncodedRows]:
     return tiny.make_subject(tiny.make_model()), tiny.make_rows(600, longest=40)
 
 
-def _llama() -> tuple[Subject, EncodedRows | list[Batch]]:
+def _llama() -> tuple[Subject, list[Batch]]:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -80,3 +82,22 @@ def test_suspended_forwards_are_the_last_to_go_to_files() -> None:
         assert (shelf.held, shelf.spilled) == (0, kept)
         cut(tight, Budget(macs=0.5), PRESETS["default"])
         assert (shelf.spilled == kept) == (share == 1)
+
+
+def test_predictions_in_parts_are_tried_before_the_model_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that somebody watched would be a second look at the first batch, or be taken for a layer that repeats."""
+    found: list[dict[str, torch.Tensor]] = []
+    for most in (1 << 24, 16 * tiny.VOCABULARY):
+        monkeypatch.setattr(parts, "_MOST_VALUES", most)
+        subject, batches = _llama()
+        calibrated = calibrate(subject, batches[:20], PRESETS["default"], CalibrationOptions(precision="float32"))
+        own = calibrated.statistics.sublayers
+        # at once there is nothing to try
+        assert _PROVED.get(subject.model, False) == (most < 1 << 24)
+        assert {len(each.read) for each in own.values()} == {20}
+        found.append({name: each.x.plain() for name, each in own.items() if each.x is not None})
+        # what is left of the model is new to everybody in the second round
+        cut(calibrated, Budget(macs=0.2), PRESETS["default"])
+    assert found[0].keys() == found[1].keys() != set()
+    for name, moment in found[0].items():
+        torch.testing.assert_close(found[1][name], moment)
