@@ -31,7 +31,7 @@ from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents
-from faster_pruner.objectives.parts import predictions_of
+from faster_pruner.objectives.parts import predictions_of, try_parts
 from faster_pruner.options import CalibrationOptions, Fisher, Method, PrecisionName, Scale
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.results import SublayerResult
@@ -66,6 +66,7 @@ def calibrate(
     with clock.stage("structure"):
         batches = _batches(subject, rows, method, options, device)
         predict = predictions_of(subject.objective)
+        try_parts(subject.model, subject.objective, batches)
         reading = find_reading(subject.model, subject.sublayers, _most_varied(batches), predict)
     by_name = {s.name: s for s in subject.sublayers}
     unread = {Rule.NONE: "the objective reads nothing of it", Rule.NEVER_RUNS: "the forward never gets there"}

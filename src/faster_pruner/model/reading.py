@@ -159,10 +159,9 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict
         if observed.y_gradient is not None:
             seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
-    try:
-        # whatever is tried of the model is tried before it is watched
-        parts = iter(predict(model, batch))
-        with gradients(model, sublayers, report, arrived=arrived):
+    with gradients(model, sublayers, report, arrived=arrived):
+        try:
+            parts = iter(predict(model, batch))
             start = next(parts, None)
             while start is not None:
                 with _OpenRectifiers():
@@ -170,10 +169,10 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict
                         start.backward(torch.full_like(start, torch.nan))
                     # the end of several parts is a backward, too
                     start = next(parts, None)
-    except (AttributeError, LookupError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"the objective cannot read what a {type(model).__name__} returns ({error}); give one that can"
-        ) from error
+        except (AttributeError, LookupError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"the objective cannot read what a {type(model).__name__} returns ({error}); give one that can"
+            ) from error
     return seen
 
 

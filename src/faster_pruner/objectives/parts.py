@@ -72,11 +72,11 @@ def try_parts(model: nn.Module, objective: Objective, batches: Iterable[Batch]) 
 
 
 def predictions_of(objective: Objective) -> Callable[[nn.Module, Batch], Iterator[Tensor]]:
-    """The values alone of what models predict for a batch, in the same parts; a model runs once they are asked for."""
+    """The values alone of what models predict for a batch, in the same parts."""
 
     def values(model: nn.Module, batch: Batch) -> Iterator[Tensor]:
-        try_parts(model, objective, [batch])
-        return (predictions.values for predictions in predicted(model, objective, batch))
+        for predictions in predicted(model, objective, batch):
+            yield predictions.values
 
     return values
 
