@@ -27,6 +27,7 @@ from faster_pruner.objectives.classification import encode
 from faster_pruner.objectives.evaluation import evaluate, predict_rows
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 # Calibration rows per task, as in the reference measurements.
 ROWS = {"sst2": 2048, "mrpc": 512}

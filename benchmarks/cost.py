@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
 
-from common import ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result, write_table
+from common import DOCS, ROWS, calibration_rows, open_model, peak_memory_mb, read_result, write_result, write_table
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack
@@ -38,7 +38,6 @@ from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import PRESETS, Arithmetic, CalibrationOptions
 from faster_pruner.progress import Silent, StageClock
 
-DOCS = Path(__file__).parents[1] / "docs"
 FIRST, FURTHER = Budget(macs=0.5), Budget(macs=0.3)
 CASES = ("sst2", "mrpc", "bert-base", "distilbert")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from common import write_result, write_table
-from cost import DOCS, case, forward_backward
+from common import DOCS, write_result, write_table
+from cost import case, forward_backward
 from faster_pruner.data.batches import pack
 from faster_pruner.model.detection.detect import detect
 from faster_pruner.model.detection.proof import proved

@@ -1,6 +1,6 @@
 """One run by one, two and three processes (gloo, one thread each), from result.json: seconds of the slowest process.
 
-python benchmarks/processes.py            results/processes.json and the table of docs/cost.md
+python benchmarks/processes.py            results/processes.json and the table of docs/scale.md
 python benchmarks/processes.py --show     the table from the saved JSON
 """
 
@@ -15,8 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import SHARED, read_result, write_result, write_table
-from cost import DOCS
+from common import DOCS, SHARED, read_result, write_result, write_table
 
 NAME = "processes"
 STAGES = ("statistics", "selection", "recovery")
@@ -38,7 +37,7 @@ def one(count: int, rows: int) -> dict[str, Any]:
 
 
 def show() -> None:
-    """The table of docs/cost.md."""
+    """The table of docs/scale.md."""
     lines = [
         "| processes | " + " | ".join(STAGES) + " | in exchanges | the same units as one |",
         "|---|---|---|---|---|---|",
@@ -50,7 +49,7 @@ def show() -> None:
         same = "yes" if run["units"] == runs[0]["units"] else "no"
         cells = " | ".join(f"{seconds:.1f}" for seconds in (*slowest, waiting))
         lines.append(f"| {run['count']} | {cells} | {same} |")
-    write_table(DOCS / "cost.md", NAME, lines)
+    write_table(DOCS / "scale.md", NAME, lines)
 
 
 def main() -> None:

@@ -34,6 +34,40 @@ def test_beyond_the_limit_tensors_go_to_files_and_come_back() -> None:
     assert torch.equal(kept[-2:][0], tensors[1])
 
 
+def test_what_is_parked_finds_the_room_that_was_set_aside_for_it() -> None:
+    shelf = Shelf(100, aside=60)
+    kept = HiddenStates(shelf)
+    parking = Parking(shelf)
+    for _ in range(3):
+        kept.append(torch.zeros(5))
+    assert (shelf.held, shelf.spilled) == (40, 20)
+    parking.park(0, 50, lambda: pytest.fail("it fits"))
+    # what is parked already lies in the room that is set aside
+    kept.append(torch.zeros(1))
+    assert (shelf.held, shelf.spilled) == (90, 24)
+    kept.clear()
+    kept.append(torch.zeros(10))
+    assert shelf.held == 90
+    # and goes beyond it where nobody else needs that
+    parking.park(1, 10, lambda: pytest.fail("it fits"))
+    other = torch.ones(3)
+    parking.park(2, 12, lambda: [other])
+    assert (shelf.held, shelf.spilled) == (100, 36)
+    kept.append(torch.zeros(1))
+    assert shelf.spilled == 40
+    for place in range(3):
+        parking.fetch(place)
+    assert shelf.held == 40
+    assert other.sum() == 3
+
+
+def test_more_than_all_cannot_be_set_aside() -> None:
+    shelf = Shelf(100, aside=1000)
+    assert not shelf.reserve(1)
+    assert shelf.park(100)
+    assert shelf.held == 100
+
+
 def test_the_folder_goes_with_the_shelf() -> None:
     shelf = Shelf(0)
     file = shelf.write(torch.zeros(3))

@@ -29,28 +29,46 @@ _WITHOUT_AN_ANSWER = 8 * 2**30
 class Shelf:
     """Counts what is kept in memory and hands out files for the rest.
 
+    What is parked comes and goes with every sublayer; what is kept is written once and read once. So a byte of memory
+    saves far more where something is parked, and a part of it may be set aside for that.
+
     Attributes:
         limit: most bytes kept in memory.
-        held: bytes in memory now.
+        aside: of these, bytes that only what is parked may take.
         spilled: bytes that went to files so far.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
+    def __init__(self, limit: int, *, aside: int = 0) -> None:
+        self.limit, self.aside = limit, min(aside, limit)
         self.spilled = 0
+        self._kept, self._parked = 0, 0
         self._folder: Path | None = None
         self._files = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory now."""
+        return self._kept + self._parked
+
     def reserve(self, size: int) -> bool:
-        """Whether `size` more bytes fit into memory; counts them when they do."""
-        fits = self.held + size <= self.limit
-        self.held += size if fits else 0
+        """Whether `size` more bytes that are kept fit into memory; counts them when they do."""
+        fits = self._kept + size <= self.limit - max(self.aside, self._parked)
+        self._kept += size if fits else 0
         return fits
 
     def release(self, size: int) -> None:
         """`size` bytes that were reserved are free again."""
-        self.held -= size
+        self._kept -= size
+
+    def park(self, size: int) -> bool:
+        """Whether `size` more bytes that are parked fit into memory; counts them when they do."""
+        fits = self.held + size <= self.limit
+        self._parked += size if fits else 0
+        return fits
+
+    def fetch(self, size: int) -> None:
+        """`size` bytes that were parked in memory are in use again."""
+        self._parked -= size
 
     def write(self, tensor: Tensor) -> Path:
         """A new file that holds `tensor`."""
@@ -123,7 +141,7 @@ class Parking:
             size: how many bytes they are, about.
             tensors: finds them, which is asked for only when they go to files.
         """
-        if self._shelf.reserve(size):
+        if self._shelf.park(size):
             self._in_memory[place] = size
             return
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors()}
@@ -135,12 +153,20 @@ class Parking:
 
     def fetch(self, place: int) -> None:
         """Bring back what was parked at `place`."""
-        self._shelf.release(self._in_memory.pop(place, 0))
+        self._shelf.fetch(self._in_memory.pop(place, 0))
         for storage, file in self._in_files.pop(place, []):
             saved = read(file, storage.device)
             storage.resize_(saved.numel())
             _bytes_of(storage).copy_(saved)
             file.unlink()
+
+    def clear(self) -> None:
+        """Forget all that is parked: nobody looks at it again."""
+        self._shelf.fetch(sum(self._in_memory.values()))
+        for _, file in (each for parked in self._in_files.values() for each in parked):
+            file.unlink(missing_ok=True)
+        self._in_memory.clear()
+        self._in_files.clear()
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:

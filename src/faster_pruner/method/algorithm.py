@@ -21,6 +21,7 @@ from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
+from faster_pruner.method.memory import Tokens, suspended_bytes
 from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
@@ -30,7 +31,7 @@ from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.reading import Reading, Rule, find_reading
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents
-from faster_pruner.objectives.parts import predictions_of
+from faster_pruner.objectives.parts import predictions_of, try_parts
 from faster_pruner.options import Arithmetic, CalibrationOptions, Fisher, Method, Scale
 from faster_pruner.progress import Silent, StageClock
 from faster_pruner.results import SublayerResult
@@ -65,6 +66,7 @@ def calibrate(
     with clock.stage("structure"):
         batches = _batches(subject, rows, method, options, device)
         predict = predictions_of(subject.objective)
+        try_parts(subject.model, subject.objective, batches)
         reading = find_reading(subject.model, subject.sublayers, _most_varied(batches), predict)
     by_name = {s.name: s for s in subject.sublayers}
     unread = {Rule.NONE: "the objective reads nothing of it", Rule.NEVER_RUNS: "the forward never gets there"}
@@ -74,7 +76,9 @@ def calibrate(
     # what nobody has set is shared by the processes of this machine
     limit = default_limit(device) // ranks.local_count if options.memory_limit is None else options.memory_limit
     precision: Arithmetic = ranks.lead(lambda: _precision(subject.model, options, batches[-1]))
-    setting = PassSetting(precision=precision, shelf=Shelf(limit))
+    padded = Tokens.of(batches).padded // ranks.count
+    aside = suspended_bytes(sublayers, padded, item=2 if precision == "bfloat16" else 4)
+    setting = PassSetting(precision=precision, shelf=Shelf(limit, aside=aside))
     data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting, ranks)
     data.check_enough()
     network = Network(subject.model, sublayers)

@@ -93,12 +93,14 @@ class Fitting:
 
     @contextmanager
     def output(self, piece: Piece) -> Generator[tuple[Tensor, Tensor]]:
-        """What the projection puts out [T', d] for a minibatch, and what it should; gradients are for inside."""
-        # the graph leads to what the suspended forward holds, which is gone from memory afterwards
+        """What the projection puts out [T', d] for a minibatch, and what it should: inside, it can be differentiated.
+
+        A backward needs what the branch was called with, which may go to files afterwards.
+        """
         with self.run.awake(piece.batch):
             x = tokens_of(self.run.again(piece.batch, self.sublayer, piece.places), piece.tokens).float()
-            weight, bias = self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model))
-            yield functional.linear(x, weight, bias), self.r[piece.batch][piece.targets]
+            y = functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model)))
+            yield y, self.r[piece.batch][piece.targets]
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
@@ -256,7 +258,8 @@ def _train(fitting: Fitting, modules: Sequence[nn.Module], turns: Sequence[Turn]
                 turn = turns[place]
                 if turn.piece is not None:
                     with fitting.output(turn.piece) as (y, r):
-                        ((y - r).square().mean() / max(scale, 1e-30)).backward()
+                        loss = (y - r).square().mean() / max(scale, 1e-30)
+                        loss.backward()
                 _share_gradients(fitting.data.ranks, _parameters(modules), turn.rank)
                 optimizer.step()
                 schedule.step()

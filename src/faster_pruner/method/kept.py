@@ -25,6 +25,7 @@ from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
+from faster_pruner.method.memory import Tokens, suspended_bytes
 from faster_pruner.method.scores import FILE as SCORES
 from faster_pruner.method.scores import Score, load_scores, save_scores
 from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistics
@@ -179,7 +180,6 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         raise DataError(f"the statistics in {str(folder)!r} were taken of other weights than the model's")
     _check_index(folder, index, subject)
     device = device_of(subject.model)
-    shelf = Shelf(default_limit(device) if memory_limit is None else memory_limit)
     by_name = {s.name: s for s in subject.sublayers}
     try:
         method = Method.from_dict(index["method"])
@@ -189,11 +189,14 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         stored = load_file(_checked(folder, _BATCHES, index), device=str(device))
         count, differentiated = int(index["batches"]), int(index["differentiated"])
         batches = [replace(_batch(stored, i), differentiated=i < differentiated) for i in range(count)]
+        precision = choose_precision(options.precision, device)
+        aside = suspended_bytes(sublayers, Tokens.of(batches).padded, item=2 if precision == "bfloat16" else 4)
+        shelf = Shelf(default_limit(device) if memory_limit is None else memory_limit, aside=aside)
         found: dict[str, SublayerStatistics] = {}
         for s in sublayers:
             file = _checked(folder, f"{s.name}.safetensors", index)
             found[s.name] = _from_tensors(load_file(file, device=str(device)), count, shelf)
-        setting = PassSetting(precision=choose_precision(options.precision, device), shelf=shelf)
+        setting = PassSetting(precision=precision, shelf=shelf)
         lengths = {str(stack): float(length) for stack, length in index["lengths"].items()}
         data = CalibrationSet(batches, lengths, int(index["seed"]), setting)
         whole = {str(name): str(why) for name, why in index["whole"].items()}

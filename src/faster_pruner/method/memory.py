@@ -73,13 +73,12 @@ def memory_terms(
             token) and what it should make (d for every real one), float32, stay for as long as that takes.
     """
     width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
-    heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
     layers = max(0, len(sublayers) - 2)
     return {
         "student": _SINGLE * sum(p.numel() for p in model.parameters()),
         "statistics": _SINGLE * sum(s.columns**2 + s.width**2 for s in sublayers),
         "hidden states": item * width * (layers * (tokens.real + tokens.differentiated) + tokens.real),
-        "suspended": tokens.padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width),
+        "suspended": suspended_bytes(sublayers, tokens.padded, item=item),
         "eliminations": _MATRICES * _DOUBLE * widest**2 * min(threads, MOST_WORKERS),
     } | ({"descent": _SINGLE * width * (tokens.real + tokens.padded)} if descent else {})
 
@@ -117,13 +116,21 @@ def peak_in_files(terms: dict[str, int]) -> int:
     return terms["hidden states"] + max(size for name, size in terms.items() if name != "hidden states")
 
 
+def suspended_bytes(sublayers: Sequence[Sublayer], padded: int, *, item: int) -> int:
+    """Most bytes that suspended forwards of so many padded tokens hold, `item` bytes a number in the passes."""
+    width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
+    heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
+    return padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width)
+
+
 def within_limit(terms: dict[str, int], limit: int | None) -> dict[str, int]:
-    """The same where hidden states and suspended forwards beyond a limit go to files."""
+    """The same where hidden states and suspended forwards beyond a limit go to files, the hidden states first."""
     if limit is None:
         return terms
-    kept, suspended = min(limit, terms["hidden states"]), terms["suspended"]
+    parked, suspended = min(limit, terms["suspended"]), terms["suspended"]
+    kept = min(limit - parked, terms["hidden states"])
     # of the suspended forwards, at least the half that is being worked on
-    return {**terms, "hidden states": kept, "suspended": min(suspended, limit - kept + suspended // 2)}
+    return {**terms, "hidden states": kept, "suspended": max(parked, suspended // 2)}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -33,7 +33,7 @@ from faster_pruner.model.network import Network
 from faster_pruner.model.reading import Reading, Rule, real_tokens
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.objective import Cotangents, Objective
-from faster_pruner.objectives.parts import predicted
+from faster_pruner.objectives.parts import predicted, try_parts
 from faster_pruner.options import Fisher, Method
 from faster_pruner.progress import Progress, Silent, counted
 
@@ -272,6 +272,7 @@ def take_statistics(
     """
     model, sublayers, objective = network.model, network.sublayers, probe.objective
     collector = _Collector(sublayers, data, probe.reading, needs)
+    try_parts(model, objective, data.own)
     found = [probe.reading.of(sublayers, batch) for batch in data.own]
     counting = counted(zip(data.places, data.own, found, strict=True), progress or Silent())
 

@@ -197,10 +197,11 @@ class Lockstep:
         return self.returned
 
     def close(self) -> None:
-        """Unwind the forwards that are still suspended."""
+        """Unwind the forwards that are still suspended, and let go of what they held."""
         for forward in self._forwards:
             if forward and not forward.dead:
                 forward.throw(GreenletExit)
+        self._parking.clear()
 
     def _resume(self, index: int) -> tuple[str, Any]:
         """Continue one batch up to its next stop: (name of the stop, x), or ("", what the model returns) at the end."""

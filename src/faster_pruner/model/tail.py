@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from faster_pruner.errors import DataError
-from faster_pruner.model.passes import called, tensors_in
+from faster_pruner.model.passes import called, inference, tensors_in
 
 _STATES = "last_hidden_state"
 # Tokens of one row that it is tried on, and how far values may be apart, relatively.
@@ -93,7 +93,6 @@ def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[No
             vars(module)["forward"] = before
 
 
-@torch.no_grad()
 def _runs_by_itself(tail: Tail, inputs: Mapping[str, Tensor]) -> bool:
     """Whether states of a few tokens, taken one after the other, give what the model does."""
     model: Any = tail._model  # pyright: ignore[reportPrivateUsage]
@@ -103,9 +102,10 @@ def _runs_by_itself(tail: Tail, inputs: Mapping[str, Tensor]) -> bool:
         for key, value in inputs.items()
     }
     try:
-        expected = tensors_in(called(model, few))[0]
-        states = tail.states(few)
-        found = [tensors_in(tail.after(states[:, i : i + 1], few))[0] for i in range(states.shape[1])]
+        with inference(model):
+            expected = tensors_in(called(model, few))[0]
+            states = tail.states(few)
+            found = [tensors_in(tail.after(states[:, i : i + 1], few))[0] for i in range(states.shape[1])]
     except (AttributeError, DataError, LookupError, TypeError, ValueError):
         return False
     together = torch.cat(found, dim=1) if all(f.ndim == expected.ndim > 2 for f in found) else torch.empty(0)

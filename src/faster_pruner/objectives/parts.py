@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from faster_pruner.data.batches import Batch
 from faster_pruner.model.passes import called
 from faster_pruner.model.precision import forward_in
 from faster_pruner.model.tail import Tail
-from faster_pruner.objectives.objective import Objective, Predictions
+from faster_pruner.objectives.objective import Chosen, Objective, Predictions
 from faster_pruner.options import Arithmetic
 
 # Numbers in the predictions of one part; in float32 64 MiB.
@@ -36,9 +36,7 @@ def predicted(
         DataError: the model cannot be run on the batch.
     """
     device = batch.rows.device
-    chosen = None if objective.tokens is None else objective.tokens.chosen(batch)
-    most = 0 if chosen is None else max(1, MOST_VALUES // _classes(model))
-    tail = Tail.of(model, batch.inputs) if chosen is not None and chosen.rows.numel() > most > 0 else None
+    chosen, most, tail = _cut_up(model, objective, batch)
     if tail is None or chosen is None or objective.tokens is None:
         with forward_in(precision, device):
             predictions = objective.readout(called(model, batch.inputs), batch)
@@ -56,6 +54,21 @@ def predicted(
         del values
     if leaf.grad is not None:
         states.backward(leaf.grad)
+
+
+def _cut_up(model: nn.Module, objective: Objective, batch: Batch) -> tuple[Chosen | None, int, Tail | None]:
+    """The tokens that are predicted for, how many make a part, and what makes parts; None where all come at once."""
+    chosen = None if objective.tokens is None else objective.tokens.chosen(batch)
+    most = 0 if chosen is None else max(1, MOST_VALUES // _classes(model))
+    many = chosen is not None and chosen.rows.numel() > most > 0
+    return chosen, most, Tail.of(model, batch.inputs) if many else None
+
+
+def try_parts(model: nn.Module, objective: Objective, batches: Iterable[Batch]) -> None:
+    """Try whether predictions of a model can be made in parts where they are many, before somebody watches it run."""
+    for batch in batches:
+        if _cut_up(model, objective, batch)[-1] is not None:
+            return
 
 
 def predictions_of(objective: Objective) -> Callable[[nn.Module, Batch], Iterator[Tensor]]:
