@@ -141,7 +141,7 @@ def test_what_files_are_no_place_for(tmp_path: Path) -> None:
         prune(model, data, macs=timed, calibration=options)
     with pytest.raises(OptionError, match="for runs on the CPU, and this one is on meta"):
         weights.go_to_files("files", str(model), torch.device("meta"))
-    with pytest.raises(OptionError, match="weights is 'disk'"):
+    with pytest.raises(OptionError, match="weights 'disk' does not exist"):
         CalibrationOptions(weights="disk")  # pyright: ignore[reportArgumentType]
 
 

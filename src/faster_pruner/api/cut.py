@@ -14,7 +14,7 @@ from faster_pruner.api.prune import carried_out
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
-from faster_pruner.api.weights import check_in_files, go_to_files
+from faster_pruner.api.weights import check_in_files, memory_for
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -25,12 +25,11 @@ from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
-from faster_pruner.host.mapped import in_files
 from faster_pruner.host.places import public_name
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
-from faster_pruner.options import Distillation, as_distillation
+from faster_pruner.options import CalibrationOptions, Distillation, as_distillation
 from faster_pruner.report.card import read_licence
 
 
@@ -77,7 +76,7 @@ def cut_again(
     device = run.on()
     check_runtime(budget, device)
     check_judged(budget)
-    with in_files(go_to_files("auto", name, device)):
+    with memory_for(CalibrationOptions(memory_limit=memory_limit), name, device):
         check_in_files(budget, how_to_train)
         with (clock := run.clock(device)).stage("load"):
             how = given or Data()

@@ -26,7 +26,7 @@ from faster_pruner.api.rows import (
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
 from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
-from faster_pruner.api.weights import check_in_files, go_to_files
+from faster_pruner.api.weights import check_in_files, memory_for
 from faster_pruner.checkpoint.companions import NONE, read_companions
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
@@ -36,7 +36,6 @@ from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import BudgetError, DataError, OptionError
 from faster_pruner.host.folders import Output, as_output, replacing
-from faster_pruner.host.mapped import in_files
 from faster_pruner.host.places import public_name
 from faster_pruner.host.ranks import Ranks, joined
 from faster_pruner.method.algorithm import calibrate
@@ -136,7 +135,7 @@ def prune(
         asked.check_shared(ranks)
         if asked.vocabulary is not None and not asked.budget.prunes:
             return tokens_pruned(asked.place, asked.vocabulary, asked.output, run)
-        with in_files(go_to_files(asked.calibration.weights, asked.place, run.on())):
+        with memory_for(asked.calibration, asked.place, run.on()):
             return _pruned(asked, run.shared_by(ranks))
 
 

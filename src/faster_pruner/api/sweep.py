@@ -15,7 +15,7 @@ from faster_pruner.api.page import check_page, link_to
 from faster_pruner.api.prune import Asked, keep_statistics, prepared
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
-from faster_pruner.api.weights import check_in_files, go_to_files
+from faster_pruner.api.weights import check_in_files, memory_for
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_budget
 from faster_pruner.data.tasks import Data, as_data
@@ -24,7 +24,6 @@ from faster_pruner.host import places
 from faster_pruner.host.files import beside
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
-from faster_pruner.host.mapped import in_files
 from faster_pruner.host.marks import PAGE_FILE
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -172,7 +171,7 @@ def sweep(
         calibration=as_calibration(calibration),
     )
     clock = run.clock(run.on())
-    with in_files(go_to_files(asked.calibration.weights, place, run.on())):
+    with memory_for(asked.calibration, place, run.on()):
         for budget in budgets.values():
             check_in_files(budget)
         job = prepared(asked, run, clock)

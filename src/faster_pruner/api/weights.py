@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+
 import torch
 
 from faster_pruner.checkpoint.extent import numbers_in
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import OptionError
-from faster_pruner.host.mapped import are_in_files
+from faster_pruner.host.heap import freed_at_once
+from faster_pruner.host.mapped import are_in_files, in_files
 from faster_pruner.host.spill import free_memory
-from faster_pruner.options import Distillation, WeightsName
+from faster_pruner.options import CalibrationOptions, Distillation, WeightsName
 
 # Bytes of a number, and how often a run holds all of them: the dense model, the pruned one, and its statistics.
 _BYTES, _TIMES = 4, 3
@@ -29,6 +33,16 @@ def check_in_files(budget: Budget, distillation: Distillation | None = None) -> 
                 "in memory if it has room for three times the model in float32",
                 option=option,
             )
+
+
+@contextmanager
+def memory_for(options: CalibrationOptions, place: str, device: torch.device) -> Generator[None]:
+    """A run on the checkpoint at a place keeps to the memory that its options say. Raises OptionError as below."""
+    files = go_to_files(options.weights, place, device)
+    # whoever says how much there is also wants back what is freed
+    frugal = files or options.memory_limit is not None
+    with in_files(files), freed_at_once() if frugal else nullcontext():
+        yield
 
 
 def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from faster_pruner.errors import OutputError
-from faster_pruner.host.heap import freed_at_once
 
 _CPU = torch.device("cpu")
 _IN_FILES: ContextVar[bool] = ContextVar("in_files", default=False)
@@ -30,8 +29,7 @@ def in_files(wanted: bool = True) -> Generator[None]:
     """Weights, their copies and statistics that are made inside lie in files (those on the CPU)."""
     token = _IN_FILES.set(wanted)
     try:
-        with freed_at_once() if wanted else nullcontext():
-            yield
+        yield
     finally:
         _IN_FILES.reset(token)
 
