@@ -11,6 +11,7 @@ from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_m
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
+from faster_pruner.api.resuming import bytes_to_keep, going_on, journal_for, with_scores
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
@@ -24,7 +25,9 @@ from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
+from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.places import public_name
+from faster_pruner.host.working import digest_of
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
@@ -92,7 +95,10 @@ def cut_again(
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
             check_savable(opened.model, opened.processor)
-    target.check_space(folder=stored_bytes(opened.model, opened.dtype) + companions.bytes)
+    target.check_space(
+        folder=stored_bytes(opened.model, opened.dtype) + companions.bytes, kept=bytes_to_keep(opened.model)
+    )
+    keys = keys_of(opened, objective, splits)
     job = Job(
         name=public_name(name),
         place=name,
@@ -110,9 +116,15 @@ def cut_again(
         splits=splits,
         licence=licence,
         training=training,
-        said=remembered(kept.scores, keys_of(opened, objective, splits), splits) if kept.scores else {},
+        said=remembered(kept.scores, keys, splits) if kept.scores else {},
+        score_keys=keys if target.resume else {},
     )
-    return carried_out(job, target, clock)
+    with going_on(target) as place:
+        known = digest_of(folder / KEPT_FILE)
+        journal = journal_for(place, opened, subject, kept.method, kept.options, calibrated_on=known)
+        job = replace(job, journal=journal)
+        with_scores(job, clock)
+        return carried_out(job, target, clock)
 
 
 def _as_it_was(task: Task | None, about: About) -> Task:

@@ -64,6 +64,14 @@ def of_the_result(report: PruneReport) -> list[str]:
     return [*_losses(report), *_budgets(report.limits), *_emptied(report.sublayers)]
 
 
+def of_the_journal(journal: Journal) -> list[str]:
+    """What was taken over from an interrupted run, and what of it could not be."""
+    told = [
+        f"gone on where an earlier run was interrupted ({'; '.join(journal.taken_over)}): times are those of this run alone"
+    ]
+    return [*(told if journal.taken_over else []), *journal.problems]
+
+
 def _test_rows(job: Job) -> Iterator[str]:
     for split, rows in job.splits.items():
         if rows.split == _TEST and split != _TEST:
