@@ -15,6 +15,7 @@ from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, completed, cut_to, measured, save, stored_bytes
+from faster_pruner.api.resuming import bytes_to_keep, going_on, journal_for, with_scores
 from faster_pruner.api.rows import (
     calibration_rows,
     describe,
@@ -23,7 +24,6 @@ from faster_pruner.api.rows import (
     rows_to_judge,
     unlabelled_rows,
 )
-from faster_pruner.api.resuming import bytes_to_keep, going_on, journal_for, with_scores
 from faster_pruner.api.run import Run
 from faster_pruner.api.smaller_vocabulary import Smaller, choose_tokens, smaller_in_memory
 from faster_pruner.api.vocabulary import VocabularyResult, tokens_pruned
@@ -102,8 +102,8 @@ def prune(
         macs: share of the encoder's MACs to keep, inside (0, 1), or a `Budget`, which may limit other costs, too, and
             says which sizes are allowed. 1 with a vocabulary prunes nothing else: no rows are read, and what comes back
             is a `VocabularyResult`.
-        output: folder for the pruned checkpoint and `result.json`, or an `Output` that may also keep the statistics, and
-            what is done, for a run that goes on after an interruption; None keeps the result in memory only.
+        output: folder for the pruned checkpoint and `result.json`, or an `Output` that may also keep the statistics,
+            and what is done, for a run that goes on after an interruption; None keeps the result in memory only.
         method: a preset by name, or a `Method`.
         calibration: size and seed of the calibration set, precision and memory of the passes.
         run: device and listener.
