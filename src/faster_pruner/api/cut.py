@@ -16,7 +16,7 @@ from faster_pruner.api.rows import describe, evaluation_splits, objective_for, u
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
 from faster_pruner.checkpoint.companions import NONE, read_companions
-from faster_pruner.checkpoint.opening import check_there, open_checkpoint
+from faster_pruner.checkpoint.opening import Opened, check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
@@ -32,6 +32,7 @@ from faster_pruner.method.kept import About, load_statistics, read_about, read_m
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
 from faster_pruner.options import Distillation, as_distillation
+from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
 
@@ -95,9 +96,8 @@ def cut_again(
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
             check_savable(opened.model, opened.processor)
-    target.check_space(
-        folder=stored_bytes(opened.model, opened.dtype) + companions.bytes, kept=bytes_to_keep(opened.model)
-    )
+    size = stored_bytes(opened.model, opened.dtype) + companions.bytes
+    target.check_space(folder=size, kept=bytes_to_keep(opened.model))
     keys = keys_of(opened, objective, splits)
     job = Job(
         name=public_name(name),
@@ -119,9 +119,15 @@ def cut_again(
         said=remembered(kept.scores, keys, splits) if kept.scores else {},
         score_keys=keys if target.resume else {},
     )
-    with going_on(target) as place:
-        known = digest_of(folder / KEPT_FILE)
-        journal = journal_for(place, opened, subject, kept.method, kept.options, calibrated_on=known)
+    return _carried_out(job, opened, folder, target, clock)
+
+
+def _carried_out(job: Job, opened: Opened, statistics: Path, target: Output, clock: StageClock) -> PruneResult:
+    """Carry it out, or go on where an earlier run was interrupted."""
+    with going_on(target) as folder:
+        known = digest_of(statistics / KEPT_FILE)
+        subject = job.calibrated.subject
+        journal = journal_for(folder, opened, subject, job.method, job.options, calibrated_on=known)
         job = replace(job, journal=journal)
         with_scores(job, clock)
         return carried_out(job, target, clock)
