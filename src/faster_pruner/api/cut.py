@@ -21,6 +21,7 @@ from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
 from faster_pruner.costs.budget import Budget, as_budget
+from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
@@ -29,9 +30,10 @@ from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.places import public_name
 from faster_pruner.host.working import digest_of
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
+from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
-from faster_pruner.options import Distillation, as_distillation
+from faster_pruner.options import CalibrationOptions, Distillation, as_distillation
 from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
@@ -88,10 +90,9 @@ def cut_again(
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
         training = None
         if how_to_train is not None:
-            if source is None:
-                raise OptionError("a distillation needs rows to train on; say where they are", option="data")
-            unlabelled = unlabelled_rows(source, asked, opened, kept.options, how_to_train)
-            training = training_for(how_to_train, unlabelled, target)
+            training = training_for(
+                how_to_train, _unlabelled(source, asked, opened, kept.options, how_to_train), target
+            )
         licence = read_licence(name)
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
@@ -131,6 +132,15 @@ def _carried_out(job: Job, opened: Opened, statistics: Path, target: Output, clo
         job = replace(job, journal=journal)
         with_scores(job, clock)
         return carried_out(job, target, clock)
+
+
+def _unlabelled(
+    source: Source | None, task: Task, opened: Opened, options: CalibrationOptions, how: Distillation
+) -> Unlabelled:
+    """Rows to distil on. Raises OptionError where nobody says where they are."""
+    if source is None:
+        raise OptionError("a distillation needs rows to train on; say where they are", option="data")
+    return unlabelled_rows(source, task, opened, options, how)
 
 
 def _as_it_was(task: Task | None, about: About) -> Task:
