@@ -7,7 +7,7 @@ from pathlib import Path
 
 from faster_pruner.api.dense_scores import keys_of, remembered
 from faster_pruner.api.distilling import training_for
-from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.job import Job, Training, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
@@ -30,7 +30,6 @@ from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.places import public_name
 from faster_pruner.host.working import digest_of
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
-from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
 from faster_pruner.options import CalibrationOptions, Distillation, as_distillation
@@ -88,11 +87,7 @@ def cut_again(
         subject = subject_of(opened, objective, read_method(folder).attention_unit)
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
-        training = None
-        if how_to_train is not None:
-            training = training_for(
-                how_to_train, _unlabelled(source, asked, opened, kept.options, how_to_train), target
-            )
+        training = _training(how_to_train, source, asked, opened, kept.options, target)
         licence = read_licence(name)
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
@@ -134,13 +129,20 @@ def _carried_out(job: Job, opened: Opened, statistics: Path, target: Output, clo
         return carried_out(job, target, clock)
 
 
-def _unlabelled(
-    source: Source | None, task: Task, opened: Opened, options: CalibrationOptions, how: Distillation
-) -> Unlabelled:
-    """Rows to distil on. Raises OptionError where nobody says where they are."""
+def _training(
+    how: Distillation | None,
+    source: Source | None,
+    task: Task,
+    opened: Opened,
+    options: CalibrationOptions,
+    target: Output,
+) -> Training | None:
+    """The distillation to come, if any. Raises OptionError where nobody says where its rows are."""
+    if how is None:
+        return None
     if source is None:
         raise OptionError("a distillation needs rows to train on; say where they are", option="data")
-    return unlabelled_rows(source, task, opened, options, how)
+    return training_for(how, unlabelled_rows(source, task, opened, options, how), target)
 
 
 def _as_it_was(task: Task | None, about: About) -> Task:
