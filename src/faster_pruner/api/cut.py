@@ -87,7 +87,7 @@ def cut_again(
         subject = subject_of(opened, objective, read_method(folder).attention_unit)
         kept = load_statistics(folder, subject, memory_limit=memory_limit)
         splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
-        training = _training(how_to_train, source, asked, opened, kept.options, target)
+        training = _training(how_to_train, source, asked, opened, options=kept.options, target=target)
         licence = read_licence(name)
         companions = NONE if target.path is None else read_companions(name)
         if target.path is not None:
@@ -134,6 +134,7 @@ def _training(
     source: Source | None,
     task: Task,
     opened: Opened,
+    *,
     options: CalibrationOptions,
     target: Output,
 ) -> Training | None:
