@@ -1,4 +1,4 @@
-"""A recovery that goes on where another one was interrupted ends with the same bits, whatever the model and the place."""
+"""A recovery that goes on where another one was interrupted ends with the same bits, whatever the model and place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from faster_pruner.options import (
     Descent,
     Method,
     PrecisionName,
-    Scale,
     SolverOptions,
     Weights,
 )
@@ -240,13 +239,21 @@ def flipped(file: Path) -> None:
     file.write_bytes(content)
 
 
+def emptied(file: Path) -> None:
+    """As a machine leaves it that loses its power."""
+    file.write_bytes(b"")
+
+
+def overwritten(file: Path) -> None:
+    """Something else."""
+    file.write_text("{}" * 99)
+
+
 @pytest.mark.parametrize(
     ("name", "first_left"),
     [("0/layers.0.ffn.safetensors", 1), ("0/selection.safetensors", 0), ("1/selection.safetensors", 4)],
 )
-@pytest.mark.parametrize(
-    "damage", [flipped, Path.unlink, lambda file: file.write_bytes(b""), lambda file: file.write_text("{}" * 99)]
-)
+@pytest.mark.parametrize("damage", [flipped, Path.unlink, emptied, overwritten])
 def test_what_is_damaged_is_done_again_and_all_that_follows(
     name: str, first_left: int, damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,9 +336,9 @@ def test_a_working_folder_says_what_it_belongs_to(tmp_path: Path) -> None:
     assert "differs from this one (threads: 1 then, 2 now, method)" in str(caught.value)
     assert caught.value.option == "resume"
     (place_of(output) / "run.json").write_text("[")
-    with pytest.raises(OutputError, match=r"run\.json is damaged; remove that folder to begin anew"):
-        with working(output) as folder:
-            folder.claim({"threads": "1"})
+    damaged = pytest.raises(OutputError, match=r"run\.json is damaged; remove that folder to begin anew")
+    with damaged, working(output) as folder:
+        folder.claim({"threads": "1"})
     assert sorted(place.name for place in place_of(output).iterdir()) == ["part", "run.json"]
 
 

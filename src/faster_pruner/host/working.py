@@ -56,7 +56,8 @@ class WorkingFolder:
         """
         wanted: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, **belongs}))
         file = self.path / _RUN
-        if not file.exists():
+        if set(self.inside()) <= {_RUN}:
+            # nothing was kept by whoever was here
             self.keep(_RUN, lambda place: place.write_text(json.dumps(wanted, indent=2) + "\n"))
             return
         try:
@@ -174,15 +175,16 @@ def working(output: Path) -> Generator[WorkingFolder]:
     folder = WorkingFolder(place)
     try:
         _clean(folder)
-        yield folder
-        _let_go(place)
-    except BaseException:
-        if set(folder.inside()) <= {_RUN}:
+        try:
+            yield folder
             _let_go(place)
-            for parent in parents:
-                with suppress(OSError):
-                    parent.rmdir()
-        raise
+        except BaseException:
+            if set(folder.inside()) <= {_RUN}:
+                _let_go(place)
+                for parent in parents:
+                    with suppress(OSError):
+                        parent.rmdir()
+            raise
     finally:
         if handle is not None:
             os.close(handle)
