@@ -24,24 +24,36 @@ from faster_pruner.selection.search import Selection
 
 
 @dataclass(frozen=True)
+class Parameters:
+    """Of one sublayer, by name.
+
+    Attributes:
+        aimed: of its producers, after their alignment; empty without.
+        fitted: all that were fitted afterwards.
+    """
+
+    aimed: dict[str, Tensor]
+    fitted: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Done:
     """What the recovery made of one sublayer.
 
     Attributes:
         result: what is told of it.
-        aimed: its producers' parameters after the alignment, by name; empty without.
-        fitted: all parameters that were fitted afterwards, by name.
-        renewed: whether the forwards went on with what the branch made with these.
+        renewed: whether the forwards went on with what the branch made with its new parameters.
+        read: those; one sublayer's at a time is in memory.
     """
 
     result: SublayerResult
-    aimed: dict[str, Tensor]
-    fitted: dict[str, Tensor]
     renewed: bool
+    read: Callable[[], Parameters]
 
     def put(self, model: nn.Module) -> None:
         """Give a model the parameters as they were in the end."""
-        _write(model, {**self.aimed, **self.fitted})
+        own = self.read()
+        _write(model, {**own.aimed, **own.fitted})
 
     def go_past(
         self, run: Lockstep, model: nn.Module, sublayer: Sublayer, skip: Callable[[Sublayer], None], *, entries: bool
@@ -55,12 +67,13 @@ class Done:
             skip: lets the targets go past it, too.
             entries: whether the forwards stop at its producers.
         """
+        own = self.read()
         if entries:
             run.skip_entry(sublayer)
-        _write(model, self.aimed)
+        _write(model, own.aimed)
         run.skip(sublayer)
         skip(sublayer)
-        _write(model, self.fitted)
+        _write(model, own.fitted)
         if self.renewed:
             run.renew(sublayer)
 

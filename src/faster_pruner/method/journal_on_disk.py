@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from faster_pruner.costs.budget import Bound
 from faster_pruner.host.working import Damaged, WorkingFolder
 from faster_pruner.method.calibration_set import CalibrationSet
-from faster_pruner.method.journal import Done
+from faster_pruner.method.journal import Done, Parameters
 from faster_pruner.method.kept import as_tensors, from_tensors, write_tensors
 from faster_pruner.method.scores import FILE, Score, load_scores, save_scores
 from faster_pruner.method.selecting import Sizes
@@ -232,12 +233,8 @@ class RoundOnDisk:
             if not file.exists():
                 return
             try:
-                tensors, state = _unsealed(file)
-                aimed, fitted = (
-                    {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
-                    for part in (_AIMED, _FITTED)
-                )
-                done = Done(SublayerResult(**state["result"]), aimed, fitted, bool(state["renewed"]))
+                _, state = _unsealed(file)
+                done = Done(SublayerResult(**state["result"]), bool(state["renewed"]), partial(_parameters_in, file))
             except _WRONG as error:
                 self.journal.damaged(f"the recovery from {sublayer.name} on", error)
                 return
@@ -263,6 +260,16 @@ def _parameters(model: nn.Module, paths: Sequence[str]) -> dict[str, Tensor]:
         for name, parameter in model.get_submodule(path).named_parameters(recurse=False):
             found[f"{path}.{name}"] = parameter.detach().to("cpu", copy=True).contiguous()
     return found
+
+
+def _parameters_in(file: Path) -> Parameters:
+    """What the file of a sublayer holds."""
+    tensors, _ = _unsealed(file)
+    aimed, fitted = (
+        {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+        for part in (_AIMED, _FITTED)
+    )
+    return Parameters(aimed, fitted)
 
 
 def _seal(file: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
