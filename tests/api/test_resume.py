@@ -21,6 +21,7 @@ from faster_pruner import (
     CalibrationOptions,
     Data,
     Distillation,
+    LatencyLimit,
     Output,
     Run,
     cut_again,
@@ -32,6 +33,7 @@ from faster_pruner.errors import OptionError, OutputError
 from faster_pruner.host.working import place_of, working
 from faster_pruner.method import algorithm
 from faster_pruner.progress import Silent
+from machine import Machine
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 
@@ -47,6 +49,7 @@ import torch
 from faster_pruner import CalibrationOptions, Data, Output, Run, prune
 from faster_pruner.host import folders, working
 from faster_pruner.progress import Silent
+from machine import Machine
 from faster_pruner.runtimes import timing
 
 timing._FEWEST_PAIRS, timing._SECONDS_PER_SHAPE = 1, 0.0
@@ -429,3 +432,21 @@ def test_several_processes_are_refused_in_words(checkpoint: Path, data: Path, tm
     assert (first.returncode, second.returncode) == (2, 2)
     assert "a run that goes on after an interruption takes one process, and 2 were started" in first.said + second.said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_in_time_takes_over_the_statistics(
+    checkpoint: Path, data: Path, tmp_path: Path, machine: Machine
+) -> None:
+    del machine
+    budget = Budget(latency=LatencyLimit(share=0.6, batch=1, tokens=32))
+    output = Output(folder=tmp_path / "out", resume=True)
+
+    def pruned(run: Run) -> Any:
+        return prune(checkpoint, rows(data), macs=budget, output=output, calibration=FEW, run=run).report
+
+    interrupted(pruned, "latency")
+    report = pruned(Run())
+    assert report.resumed[:2] == ["statistics", "evaluation of the dense model"]
+    prune(checkpoint, rows(data), macs=budget, output=tmp_path / "whole", calibration=FEW)
+    # on this machine times are what they were
+    same(tmp_path / "whole", tmp_path / "out")
