@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +82,7 @@ def same(one: Pruned, other: Pruned) -> None:
 
 
 @contextmanager
-def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
+def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> Generator[None]:
     """So many sublayers are kept, then the run ends."""
     original, left = RoundOnDisk.fitted, [after]
 
@@ -177,7 +177,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     with dying(monkeypatch, len(names) + 1), pytest.raises(Killed):
         cut(dense, Budget(macs=STRONG), DEFAULT, journal=JournalOnDisk(folder))
     assert retakes == [1]
-    solves.clear(), retakes.clear(), stops.clear()
+    for seen in (solves, retakes, stops):
+        seen.clear()
     journal = JournalOnDisk(folder)
     cut(dense, Budget(macs=STRONG), DEFAULT, journal=journal)
     # of the first round nothing runs, of the second one forward passes by the first sublayer
@@ -185,7 +186,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert stops == names
     assert list(dict.fromkeys(solves)) == names[1:]
     assert journal.taken_over == ["recovery, 4 of 4 sublayers", "recovery, round 2, 1 of 4 sublayers"]
-    stops.clear(), solves.clear()
+    stops.clear()
+    solves.clear()
     cut(dense, Budget(macs=STRONG), DEFAULT, journal=JournalOnDisk(folder))
     assert stops == solves == retakes == []
 
