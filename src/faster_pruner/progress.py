@@ -94,10 +94,10 @@ class StageClock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Generator[None]:
-        """Time one stage; the same name twice adds up."""
+    def stage(self, name: str, total: int | None = None, note: str = "") -> Generator[None]:
+        """Time one stage; the same name twice adds up. The listener is told the note, too."""
         started = time.perf_counter()
-        self.progress.start(name, total)
+        self.progress.start(f"{name}: {note}" if note else name, total)
         try:
             yield
         finally:

@@ -359,6 +359,7 @@ class PruneReport:
         distillation: what it did; None without.
         environment: versions and hardware.
         warnings: sentences.
+        resumed: what was taken over from an interrupted run; `seconds` are those of this one. Empty for a whole run.
     """
 
     model: str
@@ -389,6 +390,7 @@ class PruneReport:
     distillation: DistillationResult | None = None
     environment: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list[str])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; what is NaN or infinite is None."""

@@ -7,29 +7,34 @@ from pathlib import Path
 
 from faster_pruner.api.dense_scores import keys_of, remembered
 from faster_pruner.api.distilling import training_for
-from faster_pruner.api.job import Job, subject_of, usual_inputs, with_measured_multiple
+from faster_pruner.api.job import Job, Training, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, stored_bytes
 from faster_pruner.api.prune import carried_out
+from faster_pruner.api.resuming import bytes_to_keep, going_on, journal_for, with_scores
 from faster_pruner.api.rows import describe, evaluation_splits, objective_for, unlabelled_rows
 from faster_pruner.api.run import Run
 from faster_pruner.api.smallest import check_judged
 from faster_pruner.api.weights import check_in_files, memory_for
 from faster_pruner.checkpoint.companions import NONE, read_companions
-from faster_pruner.checkpoint.opening import check_there, open_checkpoint
+from faster_pruner.checkpoint.opening import Opened, check_there, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable
 from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.checks import whole_number
 from faster_pruner.costs.budget import Budget, as_budget
+from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
 from faster_pruner.errors import CheckpointError, OptionError
 from faster_pruner.host.folders import Output, as_output
 from faster_pruner.host.launch import only_one
+from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.places import public_name
+from faster_pruner.host.working import digest_of
 from faster_pruner.method.kept import About, load_statistics, read_about, read_method
 from faster_pruner.model.precision import usual_torch
 from faster_pruner.objectives.registry import KINDS
 from faster_pruner.options import CalibrationOptions, Distillation, as_distillation
+from faster_pruner.progress import StageClock
 from faster_pruner.report.card import read_licence
 
 
@@ -85,17 +90,14 @@ def cut_again(
             subject = subject_of(opened, objective, read_method(folder).attention_unit)
             kept = load_statistics(folder, subject, memory_limit=memory_limit)
             splits = {} if source is None else evaluation_splits(source, asked, opened, kept.options.max_length)
-            training = None
-            if how_to_train is not None:
-                if source is None:
-                    raise OptionError("a distillation needs rows to train on; say where they are", option="data")
-                unlabelled = unlabelled_rows(source, asked, opened, kept.options, how_to_train)
-                training = training_for(how_to_train, unlabelled, target)
+            training = _training(how_to_train, source, asked, opened, options=kept.options, target=target)
             licence = read_licence(name)
             companions = NONE if target.path is None else read_companions(name)
             if target.path is not None:
                 check_savable(opened.model, opened.processor)
-        target.check_space(folder=stored_bytes(opened.model, opened.dtype) + companions.bytes)
+        size = stored_bytes(opened.model, opened.dtype) + companions.bytes
+        target.check_space(folder=size, kept=bytes_to_keep(opened.model))
+        keys = keys_of(opened, objective, splits)
         job = Job(
             name=public_name(name),
             place=name,
@@ -113,9 +115,38 @@ def cut_again(
             splits=splits,
             licence=licence,
             training=training,
-            said=remembered(kept.scores, keys_of(opened, objective, splits), splits) if kept.scores else {},
+            said=remembered(kept.scores, keys, splits) if kept.scores else {},
+            score_keys=keys if target.resume else {},
         )
+        return _carried_out(job, opened, folder, target, clock)
+
+
+def _carried_out(job: Job, opened: Opened, statistics: Path, target: Output, clock: StageClock) -> PruneResult:
+    """Carry it out, or go on where an earlier run was interrupted."""
+    with going_on(target) as folder:
+        known = digest_of(statistics / KEPT_FILE)
+        subject = job.calibrated.subject
+        journal = journal_for(folder, opened, subject, job.method, job.options, calibrated_on=known)
+        job = replace(job, journal=journal)
+        with_scores(job, clock)
         return carried_out(job, target, clock)
+
+
+def _training(
+    how: Distillation | None,
+    source: Source | None,
+    task: Task,
+    opened: Opened,
+    *,
+    options: CalibrationOptions,
+    target: Output,
+) -> Training | None:
+    """The distillation to come, if any. Raises OptionError where nobody says where its rows are."""
+    if how is None:
+        return None
+    if source is None:
+        raise OptionError("a distillation needs rows to train on; say where they are", option="data")
+    return training_for(how, unlabelled_rows(source, task, opened, options, how), target)
 
 
 def _as_it_was(task: Task | None, about: About) -> Task:

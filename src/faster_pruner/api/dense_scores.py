@@ -25,12 +25,13 @@ def keys_of(opened: Opened, objective: Objective, splits: Mapping[str, EncodedRo
 
 
 def asked(job: Job) -> dict[str, Score]:
-    """Ask the dense model of a job, which then knows what it said."""
+    """Ask the dense model of a job, which then knows what it said; what it knows already is not asked."""
     subject = job.calibrated.subject
     found: dict[str, Score] = {}
     for split, key in job.score_keys.items():
         with suppress(Exception):  # what is wrong with rows or readout is told when they are evaluated
-            job.said[split] = predict_rows(subject.model, subject.objective, job.splits[split])
+            if split not in job.said:
+                job.said[split] = predict_rows(subject.model, subject.objective, job.splits[split])
             found[split] = Score(key, job.said[split])
     return found
 

@@ -16,6 +16,7 @@ from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
 from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.method.journal import NO_JOURNAL, Journal
 from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
@@ -90,6 +91,7 @@ class Job:
         judges: training rows that nothing is calibrated on, where the smallest model within a drop is asked for.
         said: what the dense model predicts, by split: asked once, whatever is cut from it.
         score_keys: by split, what these predictions are kept under; empty where they are not kept.
+        journal: what an earlier, interrupted run has done of it, and what this one does.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Job:
     judges: EncodedRows | None = None
     said: dict[str, Predicted] = field(default_factory=dict[str, Predicted])
     score_keys: dict[str, str] = field(default_factory=dict[str, str])
+    journal: Journal = NO_JOURNAL
 
     @property
     def dense(self) -> Dense:

@@ -114,7 +114,7 @@ def cut_in_time(job: Job, clock: StageClock) -> tuple[Pruned, Measured]:
     Raises:
         InputError: see `method.algorithm.cut`.
     """
-    pruned = cut(job.calibrated, job.budget, job.method, clock=clock)
+    pruned = cut(job.calibrated, job.budget, job.method, clock=clock, journal=job.journal)
     if job.budget.latency is None:
         return pruned, Measured([], [])
     best, warnings = _of_model(job, pruned, clock), list[str]()
@@ -123,7 +123,7 @@ def cut_in_time(job: Job, clock: StageClock) -> tuple[Pruned, Measured]:
         if present.met:
             break
         try:
-            further = cut(job.calibrated, present.job.budget, job.method, clock=clock)
+            further = cut(job.calibrated, present.job.budget, job.method, clock=clock, journal=job.journal)
         except InputError as error:
             warnings.append(f"the latency: no other sizes come closer, {one_line(error)}")
             break

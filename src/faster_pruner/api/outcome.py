@@ -157,8 +157,10 @@ def measured(cut: Cut, clock: StageClock) -> Outcome:
         processes=cut.processes,
         distillation=None if distillation is None else replace(distillation, recovered=measured.recovered),
         seconds=clock.seconds,
+        resumed=list(job.journal.taken_over),
     )
     said = [*warnings.of_the_result(report), *warnings.of_the_rows(job), *report.warnings, *measured.warnings]
+    said += warnings.of_the_journal(job.journal)
     return Outcome(pruned, replace(report, warnings=said))
 
 

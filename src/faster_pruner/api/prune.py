@@ -15,6 +15,7 @@ from faster_pruner.api.distilling import training_for
 from faster_pruner.api.job import Dense, Job, subject_of, usual_inputs, with_measured_multiple
 from faster_pruner.api.latency import check_runtime
 from faster_pruner.api.outcome import PruneResult, completed, cut_to, measured, save, stored_bytes
+from faster_pruner.api.resuming import bytes_to_keep, going_on, journal_for, with_scores
 from faster_pruner.api.rows import (
     calibration_rows,
     describe,
@@ -34,13 +35,15 @@ from faster_pruner.checkpoint.screening import as_place
 from faster_pruner.costs.budget import Budget, as_any_budget, in_amounts, spendings
 from faster_pruner.data.sources import Source
 from faster_pruner.data.tasks import Data, Task, as_data
-from faster_pruner.errors import BudgetError, DataError, OptionError
+from faster_pruner.errors import BudgetError, DataError, OptionError, OutputError
 from faster_pruner.host.folders import Output, as_output, replacing
+from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.places import public_name
 from faster_pruner.host.ranks import Ranks, joined
+from faster_pruner.host.working import WorkingFolder
 from faster_pruner.method.algorithm import calibrate
 from faster_pruner.method.calibrated import Calibrated
-from faster_pruner.method.kept import About, Kept, kept_bytes, save_statistics
+from faster_pruner.method.kept import About, Kept, are_kept, kept_bytes, save_statistics
 from faster_pruner.model.precision import choose_precision, usual_torch
 from faster_pruner.options import CalibrationOptions, Distillation, Method, as_calibration, as_distillation, as_method
 from faster_pruner.progress import StageClock
@@ -100,8 +103,8 @@ def prune(
         macs: share of the encoder's MACs to keep, inside (0, 1), or a `Budget`, which may limit other costs, too, and
             says which sizes are allowed. 1 with a vocabulary prunes nothing else: no rows are read, and what comes back
             is a `VocabularyResult`.
-        output: folder for the pruned checkpoint and `result.json`, or an `Output` that may also keep the statistics;
-            None keeps the result in memory only.
+        output: folder for the pruned checkpoint and `result.json`, or an `Output` that may also keep the statistics,
+            and what is done, for a run that goes on after an interruption; None keeps the result in memory only.
         method: a preset by name, or a `Method`.
         calibration: size and seed of the calibration set, precision and memory of the passes.
         run: device and listener.
@@ -156,6 +159,8 @@ class Asked:
         """Before any work. Raises BudgetError, OptionError, OutputError."""
         if self.vocabulary is not None:
             self.vocabulary.check(self.output, reads=self.place)
+            if not self.budget.prunes:
+                self.output.check_anew("pruning the vocabulary alone")
         elif not self.budget.prunes:
             raise BudgetError(
                 "the share of the encoder's MACs to keep is 1, and no vocabulary is given, so that nothing would be "
@@ -168,6 +173,7 @@ class Asked:
         parts = (
             ("pruning the vocabulary", "vocabulary", self.vocabulary is not None),
             ("keeping the statistics", "keep_statistics", self.output.statistics is not None),
+            ("a run that goes on after an interruption", "resume", self.output.resume),
             ("a distillation", "distill", self.distillation is not None),
             ("a budget in time", "latency", self.budget.latency is not None),
             ("a budget by what may be lost", "max_drop", self.budget.max_drop is not None),
@@ -183,13 +189,23 @@ class Asked:
 def _pruned(asked: Asked, run: Run) -> PruneResult:
     """Open, calibrate, cut, measure and save. Raises as `prune` does."""
     clock = run.clock(run.on())
-    job = prepared(asked, run, clock)
-    keep_statistics(job, asked.output, clock)
-    return carried_out(job, asked.output, clock)
+    asked.output.check(reads=[asked.place], rows=asked.data.folder)
+    with going_on(asked.output) as folder:
+        job = prepared(asked, run, clock, folder)
+        with_scores(job, clock)
+        keep_statistics(job, asked.output, clock)
+        return carried_out(job, asked.output, clock)
 
 
-def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
-    """Open, and calibrate. Raises as `prune` does."""
+def prepared(asked: Asked, run: Run, clock: StageClock, folder: WorkingFolder | None = None) -> Job:
+    """Open, and calibrate. Raises as `prune` does.
+
+    Args:
+        asked: what for.
+        run: device and listener.
+        clock: told about the stages.
+        folder: where what is done is kept for another run, and what an earlier one has done.
+    """
     place, given, how, options, target = asked.place, asked.data, asked.method, asked.calibration, asked.output
     task = describe(given)
     source = given.source(task)
@@ -219,15 +235,19 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
             unlabelled = unlabelled_rows(source, task, opened, options, asked.distillation)
             training = training_for(asked.distillation, unlabelled, target)
         companions = NONE if target.path is None else read_companions(place) if smaller is None else smaller.companions
-    precision = choose_precision(options.precision, device)
+    # with fewer tokens it is another model that is compared with
+    scored = target.statistics_path is not None or (target.resume and before is None)
+    journal = journal_for(folder, opened, subject, how, options, calibrated_on=rows)
+    statistics = kept_bytes(rows, subject, how, choose_precision(options.precision, device))
     target.check_space(
         folder=stored_bytes(opened.model, opened.dtype) + companions.bytes,
-        statistics=kept_bytes(rows, subject, how, precision),
+        statistics=statistics,
+        kept=bytes_to_keep(opened.model, statistics, folder),
     )
     check_runtime(asked.budget, device)
     _check_alike(rows.digest(), run.ranks)
     budget = run.ranks.lead(lambda: with_measured_multiple(asked.budget, subject, clock))
-    calibrated = calibrate(subject, rows, how, options, clock=clock, ranks=run.ranks)
+    calibrated = calibrate(subject, rows, how, options, clock=clock, ranks=run.ranks, journal=journal)
     if before is not None:
         budget = _of_the_whole(budget, before.model, calibrated)
     return Job(
@@ -250,7 +270,8 @@ def prepared(asked: Asked, run: Run, clock: StageClock) -> Job:
         given=before,
         vocabulary=None if smaller is None else smaller.report,
         training=training,
-        score_keys={} if target.statistics_path is None else keys_of(opened, objective, splits),
+        score_keys=keys_of(opened, objective, splits) if scored else {},
+        journal=journal,
     )
 
 
@@ -298,8 +319,17 @@ def keep_statistics(job: Job, output: Output, clock: StageClock) -> None:
     about = About(model=job.place, task=job.task, calibration_hash=job.calibration_hash, truncated=job.truncated)
     with clock.stage("evaluation"):
         scores = asked_of_dense(job)
+    kept = Kept(job.calibrated, job.method, job.options, scores)
+    if (output.statistics_path / KEPT_FILE).is_file():
+        # an interrupted run has come so far
+        if not are_kept(output.statistics_path, kept, about):
+            raise OutputError(
+                f"folder {str(output.statistics_path)!r} holds statistics of another run, and statistics replace "
+                "nothing; choose another"
+            )
+        return
     with clock.stage("keep statistics"), replacing(output.statistics_path, overwrite=False) as staging:
-        save_statistics(staging, Kept(job.calibrated, job.method, job.options, scores), about)
+        save_statistics(staging, kept, about)
 
 
 def carried_out(job: Job, output: Output, clock: StageClock) -> PruneResult:

@@ -66,7 +66,7 @@ def smallest(job: Job, clock: StageClock) -> Smallest:
         share = (low + high) / 2
         own = replace(job, budget=replace(job.budget, macs=share, max_drop=None))
         try:
-            pruned = cut(job.calibrated, own.budget, job.method, clock=clock)
+            pruned = cut(job.calibrated, own.budget, job.method, clock=clock, journal=job.journal)
         except (BudgetError, NumericalError):
             if probes:
                 low = share

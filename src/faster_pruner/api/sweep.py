@@ -151,6 +151,7 @@ def sweep(
     for budget in budgets.values():
         check_judged(budget)
     place, target, run = as_place(model), as_output(output), run or Run()
+    target.check_anew("a sweep")
     first = next(iter(budgets.values()))
     given = as_data(data)
     folders = {

@@ -76,6 +76,7 @@ def prune_vocabulary(
     place, target = as_place(model), as_output(output)
     wanted = Vocabulary(texts=texts, held_out=held_out, seed=seed)
     wanted.check(target, reads=place)
+    target.check_anew("pruning a vocabulary")
     return tokens_pruned(place, wanted, target, run or Run())
 
 

@@ -14,6 +14,7 @@ from faster_pruner.api.job import Job
 from faster_pruner.costs.cost import Macs, total
 from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.method.calibrated import Calibrated
+from faster_pruner.method.journal import Journal
 from faster_pruner.objectives.metrics import IN_NATURAL_UNITS
 from faster_pruner.objectives.retrieval import Ranking
 from faster_pruner.results import Evaluation, LimitResult, PruneReport, SublayerResult
@@ -62,6 +63,13 @@ def of_the_rows(job: Job) -> list[str]:
 def of_the_result(report: PruneReport) -> list[str]:
     """Large losses, budgets that are not met or not used, and what was emptied."""
     return [*_losses(report), *_budgets(report.limits), *_emptied(report.sublayers)]
+
+
+def of_the_journal(journal: Journal) -> list[str]:
+    """What was taken over from an interrupted run, and what of it could not be."""
+    over = "; ".join(journal.taken_over)
+    told = f"gone on where an earlier run was interrupted (taken over: {over}): times are those of this run alone"
+    return [*([told] if over else []), *journal.problems]
 
 
 def _test_rows(job: Job) -> Iterator[str]:

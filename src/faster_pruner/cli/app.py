@@ -82,7 +82,7 @@ def _interrupted() -> NoReturn:
     written, going_on = (", ".join(map(str, places)) for places in (finished, unfinished))
     _say(
         f"interrupted; {f'written before that, and complete: {written}' if written else 'nothing was written'}"
-        + (f"; the same command goes on with the training where it was ({going_on})" if going_on else "")
+        + (f"; the same command goes on where it was ({going_on})" if going_on else "")
     )
     sys.exit(_INTERRUPTED)
 

@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from faster_pruner.api.outcome import PruneResult
     from faster_pruner.api.vocabulary import VocabularyResult
 
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Keep what is done beside --output, and go on there where an earlier run was interrupted.",
+    ),
+]
+
 
 def _show(result: PruneResult, output: Path, more: Callable[[Console], None] | None = None) -> None:
     """The summary, how to open what was saved, and what a command shows beside."""
@@ -90,6 +98,7 @@ def prune(
         typer.Option(help="Keep the statistics in this folder, to cut other budgets from later.", show_default=False),
     ] = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Prune MODEL to a budget, recover its accuracy, verify and measure it."""
     from faster_pruner.api.outcome import PruneResult
@@ -99,7 +108,7 @@ def prune(
         model,
         data.value(distillation.unlabelled, evaluation.judged),
         macs=budget.value(),
-        output=Output(folder=output, overwrite=overwrite, statistics=keep_statistics),
+        output=Output(folder=output, overwrite=overwrite, statistics=keep_statistics, resume=resume),
         method=method.value(),
         calibration=calibration.value(),
         run=running.value(),
@@ -150,6 +159,7 @@ def cut(
     ] = None,
     memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Cut another budget from kept STATISTICS, without calibration data. Evaluates when a task is given."""
     from faster_pruner.api.cut import cut_again
@@ -158,7 +168,7 @@ def cut(
     result = cut_again(
         statistics,
         macs=budget.value(),
-        output=Output(folder=output, overwrite=overwrite),
+        output=Output(folder=output, overwrite=overwrite, resume=resume),
         data=rows if rows.described else None,
         model=model,
         memory_limit=in_bytes(memory_limit),

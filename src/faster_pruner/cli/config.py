@@ -24,7 +24,7 @@ from faster_pruner.host.launch import speaks
 # How a file that a run wrote begins; only such a file is replaced.
 HEADER = "# Written by faster-pruner: the options of a run. "
 # Options that say how a command speaks, not what it does, and where it writes and reads this.
-_NOT_KEPT = {"config", "json", "quiet", "debug", "overwrite", "help"}
+_NOT_KEPT = {"config", "json", "quiet", "debug", "overwrite", "resume", "help"}
 
 
 def read(context: typer.Context, file: Path | None) -> Path | None:

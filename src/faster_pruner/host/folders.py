@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faster_pruner.checks import made_of, yes_or_no
-from faster_pruner.errors import OutputError
-from faster_pruner.host.marks import strangers
+from faster_pruner.errors import OptionError, OutputError
+from faster_pruner.host.marks import KEPT_FILE, strangers
 from faster_pruner.host.places import check_apart, check_folder, check_space, resolved
 from faster_pruner.host.temporary import locked, remove_abandoned
 
@@ -32,16 +32,22 @@ class Output:
         folder: for the checkpoint and its report; None leaves the result in memory.
         overwrite: replace a checkpoint that is already there.
         statistics: folder in which the statistics are kept, to cut other budgets from later; None keeps none.
+        resume: keep what is done beside the folder, and go on there where an earlier run was interrupted. What was
+            kept goes when the run ends well.
     """
 
     folder: str | Path | None = None
     overwrite: bool = False
     statistics: str | Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         for what, given in (("output", self.folder), ("folder for the statistics", self.statistics)):
             made_of(what, given, (str, Path, type(None)))
         yes_or_no("overwrite", self.overwrite)
+        yes_or_no("resume", self.resume)
+        if self.resume and self.folder is None:
+            raise OptionError("an interrupted run goes on beside its output, and there is none", option="output")
 
     @property
     def path(self) -> Path | None:
@@ -66,11 +72,19 @@ class Output:
         if self.statistics_path is not None:
             if self.path is not None:
                 check_apart(self.path, self.statistics_path)
-            check_folder(self.statistics_path, overwrite=None, reads=read, rows=rows)
+            # an interrupted run may have kept its statistics: whether these are the same is asked when they are there
+            if not (self.resume and (self.statistics_path / KEPT_FILE).is_file()):
+                check_folder(self.statistics_path, overwrite=None, reads=read, rows=rows)
 
-    def check_space(self, *, folder: int = 0, statistics: int = 0) -> None:
-        """Before any work: raise OutputError unless that many bytes fit into the folders."""
-        wanted = ((self.path, folder), (self.statistics_path, statistics))
+    def check_anew(self, what: str) -> None:
+        """Raise OptionError where something that always begins anew is to go on."""
+        if self.resume:
+            raise OptionError(f"{what} does not go on after an interruption; leave that out", option="resume")
+
+    def check_space(self, *, folder: int = 0, statistics: int = 0, kept: int = 0) -> None:
+        """Before any work: raise OutputError unless that many bytes fit into the folders, and beside the output."""
+        beside = self.path if self.resume else None
+        wanted = ((self.path, folder), (self.statistics_path, statistics), (beside, kept))
         check_space((path, size) for path, size in wanted if path is not None)
 
 

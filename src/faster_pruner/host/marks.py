@@ -18,6 +18,8 @@ RESULT_FILE = "result.json"
 # Per sublayer a string with a digit for each unit of the dense model: 1 kept, 0 removed.
 MASKS_FILE = "masks.json"
 PAGE_FILE = "report.html"
+# What a folder of kept statistics has.
+KEPT_FILE = "statistics.json"
 # Key in result.json: names of everything in the folder.
 FILES = "files"
 # Key of our metadata in config.json, in ONNX files and in OpenVINO's.

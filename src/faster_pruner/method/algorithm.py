@@ -21,6 +21,7 @@ from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
+from faster_pruner.method.journal import NO_JOURNAL, Journal, Round
 from faster_pruner.method.memory import Tokens, suspended_bytes
 from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
@@ -45,6 +46,7 @@ def calibrate(
     *,
     clock: StageClock | None = None,
     ranks: Ranks = ALONE,
+    journal: Journal = NO_JOURNAL,
 ) -> Calibrated:
     """Take the statistics that `method` needs.
 
@@ -56,6 +58,7 @@ def calibrate(
         options: seed, packing, precision and memory.
         clock: told about the stage.
         ranks: the processes that share the calibration set; all of them must call this with the same rows.
+        journal: knows the statistics where an earlier run has taken them, and keeps them where it has not.
 
     Raises:
         UnsupportedModelError: the objective reads no sublayer, or one runs more than once in a forward.
@@ -81,13 +84,26 @@ def calibrate(
     setting = PassSetting(precision=precision, shelf=Shelf(limit, aside=aside))
     data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting, ranks)
     data.check_enough()
-    network = Network(subject.model, sublayers)
-    calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
+    statistics = journal.statistics(sublayers, data)
+    if statistics is None:
+        network = Network(subject.model, sublayers)
+        calibrated = taken(subject, network, data, reading, needs=Needs.of(method), clock=clock)
+        journal.taken(calibrated.statistics)
+    else:
+        with clock.stage("statistics", note="as kept"):
+            calibrated = Calibrated(subject, sublayers, {}, data, reading, statistics)
     whole = {name: unread[rule] for name, rule in reading.rules.items() if rule in unread}
     return replace(calibrated, whole=whole)
 
 
-def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageClock | None = None) -> Pruned:
+def cut(
+    calibrated: Calibrated,
+    budget: Budget,
+    method: Method,
+    *,
+    clock: StageClock | None = None,
+    journal: Journal = NO_JOURNAL,
+) -> Pruned:
     """Prune to a budget: select, shrink, recover; at strong budgets in several rounds (`Rounds`).
 
     Args:
@@ -95,6 +111,7 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
         budget: what may be left.
         method: how.
         clock: told about the stages.
+        journal: knows what an earlier run has done of it, and keeps what is done here.
 
     Raises:
         BudgetError: the budget is below what the method can build.
@@ -112,19 +129,26 @@ def cut(calibrated: Calibrated, budget: Budget, method: Method, *, clock: StageC
     student = dense.network.copied()
     present = dense
     results: list[SublayerResult] = []
-    with clock.stage("selection"):
-        share = share_left(dense, method, bounds, sizes)
-    for place, exponent in enumerate(method.rounds.exponents(share)):
-        if place > 0:
-            present = _retake(dense, student, method, clock)
+    kept = journal.cut(dense.sublayers, bounds, sizes)
+    share = kept.share()
+    if share is None:
         with clock.stage("selection"):
-            step = [replace(bound, most=bound.power(exponent)) for bound in bounds]
-            selection = select(present, method, step, sizes)
+            share = share_left(dense, method, bounds, sizes)
+        kept.shared(share)
+    for place, exponent in enumerate(method.rounds.exponents(share)):
+        own = kept.round(place)
+        selection = own.selection()
+        if selection is None:
+            if place > 0:
+                present = _retake(dense, student, method, clock)
+            with clock.stage("selection"):
+                step = [replace(bound, most=bound.power(exponent)) for bound in bounds]
+                selection = select(present, method, step, sizes)
+            own.chosen(selection)
         left = {name: left[name][selection[name]] for name in left}
         student = student.shrunk(selection)
-        with clock.stage("recovery", total=len(student.sublayers)):
-            own = dense.subject.recovering(method, share, last=exponent == 1.0)
-            results = _recovered(dense, student, left, own, teacher=teacher, clock=clock)
+        how = dense.subject.recovering(method, share, last=exponent == 1.0)
+        results = _recovered(dense, student, left, how, teacher=teacher, clock=clock, journal=own)
     units = {s.name: s.units for s in dense.sublayers}
     masks = {name: torch.zeros(n, dtype=torch.bool).index_fill(0, left[name], True) for name, n in units.items()}
     smaller = {s.name: s for s in student.sublayers}
@@ -140,12 +164,18 @@ def _recovered(
     *,
     teacher: Teacher | None,
     clock: StageClock,
+    journal: Round,
 ) -> list[SublayerResult]:
     """Recovery of a network in place: in lockstep, and of what runs several times in a forward in closed form."""
-    repeated = dense.data.ranks.lead(lambda: compensate(dense.network, student, dense.statistics, left, method))
-    dense.data.ranks.broadcast_(*_projections(student, repeated))
-    once = replace(student, sublayers=[s for s in student.sublayers if s.name not in repeated])
-    found = recover(once, dense.data, dense.statistics, method=method, teacher=teacher, progress=clock.progress)
+    once = replace(student, sublayers=[s for s in student.sublayers if s.stack.calls == 1])
+    ranks, progress, earlier = dense.data.ranks, clock.progress, len(journal.earlier(once.sublayers))
+    note = f"{earlier} of {len(once.sublayers)} done before" if earlier else ""
+    with clock.stage("recovery", total=len(student.sublayers), note=note):
+        repeated = ranks.lead(lambda: compensate(dense.network, student, dense.statistics, left, method))
+        ranks.broadcast_(*_projections(student, repeated))
+        found = recover(
+            once, dense.data, dense.statistics, method=method, teacher=teacher, progress=progress, journal=journal
+        )
     by_name = {result.name: result for result in (*repeated.values(), *found)}
     return [by_name[s.name] for s in student.sublayers]
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.errors import DataError, InputError, OptionError
+from faster_pruner.host.marks import KEPT_FILE
 from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
+from faster_pruner.host.working import digest_of
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
@@ -36,7 +38,6 @@ from faster_pruner.objectives.parts import predictions_of
 from faster_pruner.options import CalibrationOptions, Method
 
 FORMAT = 3
-_INDEX = "statistics.json"
 _BATCHES = "batches.safetensors"
 
 
@@ -113,17 +114,31 @@ def save_statistics(folder: Path, kept: Kept, about: About) -> None:
         kept: what to keep.
         about: the rest.
     """
+    calibrated = kept.calibrated
+    data, reading = calibrated.data, calibrated.reading
+    write_tensors(folder / _BATCHES, _batches_as_tensors(data.batches))
+    for sublayer in calibrated.sublayers:
+        tensors = as_tensors(calibrated.statistics[sublayer.name])
+        write_tensors(folder / f"{sublayer.name}.safetensors", tensors)
+    keys = save_scores(folder / SCORES, kept.scores) if kept.scores else {}
+    files = {file.name: digest_of(file) for file in sorted(folder.iterdir())}
+    index = {**_belongs(kept, about), "files": files, "ran": reading.order, "scores": keys}
+    (folder / KEPT_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def are_kept(folder: Path, kept: Kept, about: About) -> bool:
+    """Whether a folder holds statistics that were taken as these were. Raises DataError where it holds none."""
+    found, wanted = _read_index(folder), json.loads(json.dumps(_belongs(kept, about)))
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+def _belongs(kept: Kept, about: About) -> dict[str, Any]:
+    """What statistics are, and were taken of."""
     calibrated, method, options = kept.calibrated, kept.method, kept.options
     data, reading = calibrated.data, calibrated.reading
-    _write(folder / _BATCHES, _batches_as_tensors(data.batches))
-    for sublayer in calibrated.sublayers:
-        tensors = _as_tensors(calibrated.statistics[sublayer.name])
-        _write(folder / f"{sublayer.name}.safetensors", tensors)
-    keys = save_scores(folder / SCORES, kept.scores) if kept.scores else {}
-    index = {
+    return {
         "format": FORMAT,
         "weights": weights_digest(calibrated.model),
-        "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
         "batches": len(data.batches),
         "differentiated": sum(batch.differentiated for batch in data.batches),
         "lengths": dict(data.lengths),
@@ -132,15 +147,12 @@ def save_statistics(folder: Path, kept: Kept, about: About) -> None:
         "rows": calibrated.statistics.rows,
         "rules": {name: rule.name for name, rule in reading.rules.items()},
         "order": [s.name for s in calibrated.sublayers],
-        "ran": reading.order,
         "tokens": reading.tokens,
         "whole": calibrated.whole,
-        "scores": keys,
         "method": method.to_dict(),
         "calibration": {**asdict(options), "memory_limit": None},
         "about": asdict(about),
     }
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def read_about(folder: Path) -> About:
@@ -152,7 +164,7 @@ def read_about(folder: Path) -> About:
         raise _damaged(folder, error) from error
     texts: list[object] = [about.model, about.task, about.calibration_hash]
     if not all(isinstance(value, str) for value in texts) or type(about.truncated) not in (int, type(None)):
-        raise _damaged(folder, TypeError(f"about in {_INDEX} is not what was written"))
+        raise _damaged(folder, TypeError(f"about in {KEPT_FILE} is not what was written"))
     return about
 
 
@@ -195,7 +207,7 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         found: dict[str, SublayerStatistics] = {}
         for s in sublayers:
             file = _checked(folder, f"{s.name}.safetensors", index)
-            found[s.name] = _from_tensors(load_file(file, device=str(device)), count, shelf)
+            found[s.name] = from_tensors(load_file(file, device=str(device)), count, shelf)
         setting = PassSetting(precision=precision, shelf=shelf)
         lengths = {str(stack): float(length) for stack, length in index["lengths"].items()}
         data = CalibrationSet(batches, lengths, int(index["seed"]), setting)
@@ -225,7 +237,7 @@ def _check_index(folder: Path, index: dict[str, Any], subject: Subject) -> None:
     elif type(rows) is not int or rows < 1:
         wrong = "rows"
     if wrong:
-        raise _damaged(folder, ValueError(f"{wrong} in {_INDEX} is not what was written"))
+        raise _damaged(folder, ValueError(f"{wrong} in {KEPT_FILE} is not what was written"))
 
 
 def _is_length(value: object) -> bool:
@@ -241,10 +253,10 @@ def _damaged(folder: Path, error: Exception) -> DataError:
 def _read_index(folder: Path) -> dict[str, Any]:
     """`statistics.json`. Raises DataError."""
     try:
-        index = json.loads((folder / _INDEX).read_text())
+        index = json.loads((folder / KEPT_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{str(folder)!r} has no readable {_INDEX}; prune once and keep the statistics", option="keep_statistics"
+            f"{str(folder)!r} has no readable {KEPT_FILE}; prune once and keep the statistics", option="keep_statistics"
         ) from error
     form = index.get("format") if isinstance(index, dict) else None
     if form != FORMAT or type(form) is not int:
@@ -259,15 +271,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _checked(folder: Path, name: str, index: dict[str, Any]) -> Path:
     """A file of the folder whose content is what was written. Raises ValueError, KeyError, OSError."""
     file = folder / name
-    if index["files"][name] != _digest(file):
+    if index["files"][name] != digest_of(file):
         raise ValueError(f"{name} is not the file that was written")
     return file
-
-
-def _digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _reading(index: dict[str, Any], subject: Subject) -> Reading:
@@ -278,7 +284,7 @@ def _reading(index: dict[str, Any], subject: Subject) -> Reading:
     return Reading(rules, order, tokens, subject.model, predictions_of(subject.objective))
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """One safetensors file; tensors may share memory."""
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
 
@@ -303,7 +309,7 @@ def _batch(stored: dict[str, Tensor], i: int) -> Batch:
     return Batch(inputs=inputs, rows=stored[f"{i}/rows"], labels=labels, positions=positions)
 
 
-def _as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:
+def as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:
     """Statistics of one sublayer by name."""
     found = {"rows": torch.tensor(own.rows)}
     for name, several in (("read", own.read), ("targets", own.targets), ("sources", own.sources)):
@@ -317,7 +323,7 @@ def _as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:
     return found
 
 
-def _from_tensors(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> SublayerStatistics:
+def from_tensors(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> SublayerStatistics:
     """Statistics of one sublayer."""
     lists = {"targets": HiddenStates(shelf), "sources": HiddenStates(shelf)}
     for name, kept in lists.items():

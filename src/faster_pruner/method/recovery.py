@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -38,6 +37,7 @@ from faster_pruner.linalg import (
 )
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.method.descent import Fitting, descend
+from faster_pruner.method.journal import NO_ROUND, Round
 from faster_pruner.method.statistics import Statistics, SublayerStatistics, source_tokens, tokens_of
 from faster_pruner.model.lockstep import Lockstep, lockstep
 from faster_pruner.model.network import Network
@@ -122,6 +122,7 @@ def recover(
     method: Method,
     teacher: Teacher | None = None,
     progress: Progress | None = None,
+    journal: Round = NO_ROUND,
 ) -> list[SublayerResult]:
     """Fit the output projections of a pruned network, in place.
 
@@ -133,17 +134,18 @@ def recover(
         method: recovery, solver and the reference's special cases.
         teacher: whose branches to aim at; None for the stored targets of the dense model.
         progress: told after each sublayer.
+        journal: knows what an earlier run has done of it, and keeps what is done here.
     """
     model, sublayers, batches, setting = network.model, network.sublayers, data.own, data.setting
-    ranks = data.ranks
     if method.recovery is None or not sublayers:
         return [untouched(sublayer, "skipped", "no recovery asked for") for sublayer in sublayers]
     listener = progress or Silent()
     results: list[SublayerResult] = []
     align = method.align
-    descending = method.recovery if isinstance(method.recovery, Weights) and method.recovery.descent else None
-    branches = descending is not None
+    branches = isinstance(method.recovery, Weights) and method.recovery.descent is not None
     skips_first = isinstance(method.recovery, Scale) and method.recovery.skip_first
+    earlier = journal.earlier(sublayers)
+    over = len(earlier) == len(sublayers) or any(done.result.status == "stopped" for done in earlier)
     with ExitStack() as stack:
         stops = lockstep(model, sublayers, batches, producers=align is not None, branches=branches, setting=setting)
         run = stack.enter_context(stops)
@@ -153,30 +155,35 @@ def recover(
             second = lockstep(own.model, own.sublayers, batches, masks=teacher.masks, setting=setting)
             targets = TeacherTargets(own.model, stack.enter_context(second))
         for place, sublayer in enumerate(sublayers):
+            entries = align is not None and bool(sublayer.aimed)
+            if place < len(earlier):
+                if over:
+                    earlier[place].put(model)
+                else:
+                    earlier[place].go_past(run, model, sublayer, targets.skip, entries=entries)
+                results.append(earlier[place].result)
+                listener.step()
+                continue
             if any(result.status == "stopped" for result in results):
                 results.append(untouched(sublayer, "not reached", ""))
                 continue
             drift = _Drift(None, None)
-            if align is not None and sublayer.aimed and place == 0:
+            if entries and place == 0:
                 # nothing before it has changed: its producers read what they always did
                 run.skip_entry(sublayer)
             elif align is not None and sublayer.aimed:
                 drift = _align(run, model, sublayer, statistics[sublayer.name], data, ridge=align)
+                journal.aimed(model, sublayer)
             if skips_first and place == 0:
-                results.append(untouched(sublayer, "skipped", "the reference does not tune it"))
+                result = untouched(sublayer, "skipped", "the reference does not tune it")
                 run.skip(sublayer)
                 targets.skip(sublayer)
             else:
                 tokens = _tokens(statistics, sublayer, batches, method.recovery, last=place == len(sublayers) - 1)
-                if descending is not None and sublayer.aimed:
-                    fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf), data)
-                    result = _descended(fitting, targets, descending, seed=data.seed)
-                else:
-                    moments = _gather(run, targets, sublayer, tokens, ranks=ranks)
-                    fit = partial(_fit, model, sublayer, moments, method.recovery)
-                    result = _led(ranks, [sublayer.projection(model)], fit)
-                notes = "; ".join(filter(None, (drift.note, result.note)))
-                results.append(replace(result, drift_before=drift.before, drift_after=drift.after, note=notes))
+                fitting = Fitting(run, model, sublayer, tokens, HiddenStates(setting.shelf), data)
+                result = drift.beside(_fitted(fitting, targets, method.recovery))
+            results.append(result)
+            journal.fitted(model, sublayer, result, renewed=run.renewing)
             listener.step()
     return results
 
@@ -194,6 +201,20 @@ class _Drift:
     before: float | None
     after: float | None
     note: str = ""
+
+    def beside(self, result: SublayerResult) -> SublayerResult:
+        """A result that tells of it, too."""
+        notes = "; ".join(filter(None, (self.note, result.note)))
+        return replace(result, drift_before=self.before, drift_after=self.after, note=notes)
+
+
+def _fitted(fitting: Fitting, targets: Targets, recovery: Scale | Weights) -> SublayerResult:
+    """Fit the projection of a sublayer, or all of its matrices."""
+    model, sublayer, ranks = fitting.model, fitting.sublayer, fitting.data.ranks
+    if isinstance(recovery, Weights) and recovery.descent is not None and sublayer.aimed:
+        return _descended(fitting, targets, recovery, seed=fitting.data.seed)
+    moments = _gather(fitting.run, targets, sublayer, fitting.tokens, ranks=ranks)
+    return _led(ranks, [sublayer.projection(model)], lambda: _fit(model, sublayer, moments, recovery))
 
 
 def _tokens(

@@ -170,6 +170,11 @@ class Lockstep:
         """Let every batch go on with what the branch makes that it waits in, with today's weights."""
         self._renewed = [sublayer] * len(self._batches)
 
+    @property
+    def renewing(self) -> bool:
+        """Whether they will, when they go on."""
+        return any(sublayer is not None for sublayer in self._renewed)
+
     @contextmanager
     def awake(self, index: int) -> Generator[None]:
         """Bring back what a suspended forward holds, for as long as somebody runs its branch again."""
