@@ -22,26 +22,47 @@ from faster_pruner.host.spill import Shelf
 _SMALL = 1 << 16
 
 
-def _in_a_file(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    """A copy of a storage in a file."""
-    found = from_file((storage.nbytes(),), torch.uint8)
-    found.copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
-    return found.untyped_storage()
+class _Files:
+    """Storages in files, used again: graphs of batches are alike, and a new file costs more than what is written."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[torch.UntypedStorage]] = {}
+
+    def copy(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
+        """A copy of a storage."""
+        size = storage.nbytes()
+        free = self._free.get(size)
+        found = free.pop() if free else from_file((size,), torch.uint8).untyped_storage()
+        _bytes_of(found).copy_(_bytes_of(storage))
+        return found
+
+    def put_back(self, storage: torch.UntypedStorage) -> None:
+        """Nobody looks at it again."""
+        self._free.setdefault(storage.nbytes(), []).append(storage)
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    """[bytes] uint8: a view of a storage."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 class _Held:
     """One storage: in memory, counted by the shelf, or in a file."""
 
-    def __init__(self, storage: torch.UntypedStorage, shelf: Shelf) -> None:
-        self.shelf, self.size = shelf, storage.nbytes()
+    def __init__(self, storage: torch.UntypedStorage, shelf: Shelf, files: _Files) -> None:
+        self.shelf, self.files, self.size = shelf, files, storage.nbytes()
         self.counted = shelf.reserve(self.size)
-        self.storage = storage if self.counted else _in_a_file(storage)
+        # whether the storage is free when this is gone
+        self.again = True
+        self.storage = storage if self.counted else files.copy(storage)
         if not self.counted:
             shelf.spilled += self.size
 
     def __del__(self) -> None:
         if self.counted:
             self.shelf.release(self.size)
+        elif self.again:
+            self.files.put_back(self.storage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +76,10 @@ class Packed:
     shape: torch.Size
     stride: tuple[int, ...]
 
-    def unpacked(self) -> Tensor:
-        """The tensor, on the device where it was."""
+    def unpacked(self, *, to_keep: bool = True) -> Tensor:
+        """The tensor, on the device where it was; not `to_keep` where it is looked at only while this is there."""
         storage = self.held.storage
+        self.held.again = self.held.again and not to_keep
         if storage.device != self.device:
             storage = storage.to(device=self.device)
         empty = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -73,7 +95,7 @@ class Saved:
     """
 
     def __init__(self, shelf: Shelf, shared: Iterable[Tensor]) -> None:
-        self._shelf = shelf
+        self._shelf, self._files = shelf, _Files()
         self._shared = {tensor.untyped_storage().data_ptr() for tensor in shared}
         # by address: the storage that was there, in which state, and what it is kept as
         self._known: dict[int, tuple[StorageWeakRef, int, ReferenceType[_Held]]] = {}
@@ -95,7 +117,7 @@ class Saved:
 
     def unpack(self, kept: Tensor | Packed) -> Tensor:
         """The tensor again."""
-        return kept.unpacked() if isinstance(kept, Packed) else kept
+        return kept.unpacked(to_keep=False) if isinstance(kept, Packed) else kept
 
     @contextmanager
     def graph(self) -> Generator[None]:
@@ -111,6 +133,6 @@ class Saved:
             held = reference()
             if held is not None and not there.expired() and written == version:
                 return held
-        held = _Held(storage, self._shelf)
+        held = _Held(storage, self._shelf, self._files)
         self._known[place] = StorageWeakRef(storage), version, ref(held)
         return held
