@@ -30,8 +30,6 @@ from common import DOCS, SHARED, open_model, read_result, rows_of, write_result,
 TOKENS, AGAIN, TOGETHER = "load-tokens", "load-again", "load-together"
 MODEL, GLUE_ROWS = SHARED / "models" / "minilm-l6-sst2", SHARED / "data" / "glue"
 MIB = 1024**2
-# glibc gives blocks of this size back to the system once they are free, where otherwise it keeps gaps between others.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
 # Name of an output -> what is asked for. Two that measure, so that both read and write one table in the cache.
 COMMANDS: dict[str, list[str]] = {
     "half": ["--macs", "0.5"],
@@ -52,7 +50,7 @@ def status(process: int | str = "self") -> dict[str, int]:
 
 def child(*arguments: str, temporary: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """What this script says in a process of its own, and the most that the system counted of it meanwhile."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary), **_MALLOC}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     command = [sys.executable, __file__, "--child", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     peak: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 
 import torch
 
@@ -57,6 +58,6 @@ def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:
             "them in memory",
             option="weights",
         )
-    if weights != "auto" or device.type != "cpu":
+    if weights != "auto" or device.type != "cpu" or find_spec("accelerate") is None:
         return weights == "files"
     return _TIMES * _BYTES * numbers_in(place) > free_memory(device)

@@ -11,7 +11,7 @@ from typing import Any
 _MMAP_THRESHOLD = -3
 # By default glibc raises the threshold to what was freed last, up to the second number; then hundreds of megabytes of
 # activations stay with a process that needs them no more.
-_AT_ONCE, _USUAL = 1 << 20, 32 << 20
+_AT_ONCE, _USUAL = 128 << 10, 32 << 20
 
 
 @contextmanager
@@ -26,6 +26,13 @@ def freed_at_once() -> Generator[None]:
         if library is not None:
             library.mallopt(_MMAP_THRESHOLD, _USUAL)
             library.malloc_trim(0)
+
+
+def give_back() -> None:
+    """What is free in the heap is the system's again, also in the gaps between what is not; with glibc."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 def _glibc() -> Any | None:

@@ -16,6 +16,8 @@ from torch import nn
 from faster_pruner.costs.budget import Bound, Budget
 from faster_pruner.data.batches import Batch, EncodedRows, pack, rows_with
 from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
+from faster_pruner.host.heap import give_back
+from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.ranks import ALONE, Ranks
 from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
@@ -66,6 +68,9 @@ def calibrate(
     """
     clock = clock or StageClock(Silent())
     device = device_of(subject.model)
+    if are_in_files():
+        # finding sublayers leaves gaps
+        give_back()
     with clock.stage("structure"):
         batches = _batches(subject, rows, method, options, device)
         predict = predictions_of(subject.objective)

@@ -19,6 +19,8 @@ from faster_pruner.objectives.parts import MOST_VALUES
 
 # Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
+# And float64 matrices of an elimination and of a fit.
+_OF_AN_ELIMINATION, _OF_A_FIT = 7, 18
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
 _SINGLE, _DOUBLE, _MATRICES = 4, 8, 4
 
@@ -89,9 +91,10 @@ def memory_in_files(
     """Bytes of its own that a process holds at its peak where weights and statistics lie in files (`host.mapped`).
 
     Hidden states up to their limit, and whatever needs most besides, one after the other: a layer of one batch,
-    forwards and backwards (what is left of it for the backward is on the shelf); four float64 matrices n x n for every
-    elimination; normal equations and their factor, three matrices n x n and four n x d. Weights are no part of it:
-    pages of files come and go, and a run is fast where two layers and the embeddings find room beside this.
+    forwards and backwards (what is left of it for the backward is on the shelf); matrices n x n for every elimination;
+    and for a fit those of its moments, system, factor, solution and errors. How many of each is measured: a run of 32
+    layers of width 2048. Weights are no part of it: pages of files come and go, and a run is fast where two layers and
+    the embeddings find room beside this.
 
     Args:
         sublayers: that take part.
@@ -106,8 +109,8 @@ def memory_in_files(
     return {
         "hidden states": limit,
         "pass": _SINGLE * batch * (_OF_A_BRANCH * max(widest, 4 * heads) + _OF_A_STREAM * width) + predictions,
-        "elimination": at_once * _MATRICES * _DOUBLE * widest**2,
-        "least squares": _DOUBLE * (3 * widest**2 + 4 * widest * width),
+        "elimination": at_once * _OF_AN_ELIMINATION * _DOUBLE * widest**2,
+        "least squares": _OF_A_FIT * _DOUBLE * max(widest, width) ** 2,
     }
 
 

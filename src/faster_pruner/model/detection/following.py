@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.host.mapped import copied
 from faster_pruner.model.detection.branches import Branch
 from faster_pruner.model.detection.place import Place
 from faster_pruner.model.detection.probing import in_argument, in_tensor, reached_from
@@ -244,7 +245,7 @@ def layer_value(model: nn.Module, place: Place, mask: Tensor | None, projection:
     seen: list[Tensor] = []
 
     def stop(module: nn.Module, args: Any, value: Any) -> None:
-        seen.extend(tensor.detach().clone() for tensor in tensors_in(value))
+        seen.extend(copied(tensor) for tensor in tensors_in(value))
         raise Stopped
 
     with hooked(ExitStack()) as stack:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from faster_pruner.data.batches import rows_at
 from faster_pruner.errors import UnsupportedModelError
+from faster_pruner.host.mapped import copied
 from faster_pruner.model.detection.following import all_same
 from faster_pruner.model.detection.watching import Inputs, hooked, in_the_open, rows_of, twin
 from faster_pruner.model.gradients import Bases, gradients
@@ -265,7 +266,7 @@ def _run(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> _Ru
 
             def ends(module: nn.Module, args: tuple[Any, ...], name: str = s.name) -> None:
                 seen.stops.append((name, False))
-                seen.given.setdefault(name, args[0].detach().clone())
+                seen.given.setdefault(name, copied(args[0]))
 
             if s.aimed:
                 stack.callback(model.get_submodule(s.aimed[0].path).register_forward_pre_hook(begins).remove)
@@ -303,10 +304,10 @@ def _bases(model: nn.Module, sublayers: Sequence[Sublayer], inputs: Inputs) -> l
         seen: list[Tensor] = []
 
         def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.extend(v.detach().clone() for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            seen.extend(copied(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
 
         def output(module: nn.Module, args: Any, value: Any) -> None:
-            seen.extend(tensor.detach().clone() for tensor in tensors_in(value))
+            seen.extend(copied(tensor) for tensor in tensors_in(value))
 
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)

@@ -1,0 +1,101 @@
+"""Tensors in files look like others, and are gone when nobody holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from faster_pruner.errors import OutputError
+from faster_pruner.host import heap, mapped
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The temporary folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def lies_in_file(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor is that of a file, as Linux lists it."""
+    address = tensor.untyped_storage().data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return "faster-pruner" in line
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are listed as Linux does it")
+def test_what_is_made_inside_lies_in_files(place: Path) -> None:
+    x = torch.randn(3, 4)
+    with mapped.in_files():
+        assert mapped.are_in_files()
+        made = [mapped.zeros((2, 5), device=CPU), mapped.copied(x), mapped.settled(x), mapped.copied(x.T)]
+        with mapped.in_files(False):
+            assert not lies_in_file(mapped.copied(x))
+    assert all(map(lies_in_file, made))
+    assert torch.equal(made[0], torch.zeros(2, 5))
+    assert torch.equal(made[1], x)
+    assert torch.equal(made[3], x.T)
+    assert not mapped.are_in_files()
+    assert mapped.settled(x) is x
+    assert not lies_in_file(mapped.copied(x))
+    # the files have no names any more
+    assert list(place.iterdir()) == []
+
+
+def test_a_copy_is_of_another_dtype(place: Path) -> None:
+    x = torch.randn(3, 4)
+    for wanted in (True, False):
+        with mapped.in_files(wanted):
+            assert torch.equal(mapped.copied(x, dtype=torch.bfloat16), x.bfloat16())
+            assert mapped.copied(x).untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+def test_nothing_has_no_file(place: Path) -> None:
+    with mapped.in_files():
+        assert mapped.zeros((0, 4), device=CPU).shape == (0, 4)
+        assert mapped.copied(torch.empty(3, 0)).shape == (3, 0)
+
+
+def test_a_full_disk_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with (
+        mapped.in_files(),
+        pytest.raises(OutputError, match="No space left on device; use fewer rows, or let .*TMPDIR"),
+    ):
+        mapped.zeros((4, 4), device=CPU)
+    assert list(place.iterdir()) == []
+
+
+def test_without_glibc_freed_memory_is_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: object) -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    with heap.freed_at_once():
+        assert torch.zeros(1 << 20).sum() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted as Linux does it")
+def test_freed_tensors_are_the_systems_again() -> None:
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
+
+    size, count = 4 << 20, 32
+    with heap.freed_at_once():
+        before = held()
+        tensors = [torch.ones(size // 4) for _ in range(count)]
+        assert held() - before > 0.9 * size * count
+        # gaps: every second one stays
+        del tensors[::2]
+        assert held() - before < 0.6 * size * count
