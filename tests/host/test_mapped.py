@@ -70,7 +70,7 @@ def test_a_full_disk_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("os.posix_fallocate", full)
     with (
         mapped.in_files(),
-        pytest.raises(OutputError, match="No space left on device; use fewer rows, or let .*TMPDIR"),
+        pytest.raises(OutputError, match="No space left on device; use fewer rows, or let .*TMP"),
     ):
         mapped.zeros((4, 4), device=CPU)
     assert list(place.iterdir()) == []
