@@ -11,7 +11,7 @@ import torch
 from faster_pruner.checkpoint.extent import numbers_in
 from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import OptionError
-from faster_pruner.host.heap import freed_at_once
+from faster_pruner.host.heap import freed_at_once, give_back
 from faster_pruner.host.mapped import are_in_files, in_files
 from faster_pruner.host.spill import free_memory
 from faster_pruner.options import CalibrationOptions, Distillation, WeightsName
@@ -42,8 +42,12 @@ def memory_for(options: CalibrationOptions, place: str, device: torch.device) ->
     files = go_to_files(options.weights, place, device)
     # whoever says how much there is also wants back what is freed
     frugal = files or options.memory_limit is not None
-    with in_files(files), freed_at_once() if frugal else nullcontext():
-        yield
+    try:
+        with in_files(files), freed_at_once() if frugal else nullcontext():
+            yield
+    finally:
+        # whoever prunes ten models one after the other has no use for the gaps that each leaves
+        give_back()
 
 
 def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:

@@ -25,7 +25,6 @@ def freed_at_once() -> Generator[None]:
     finally:
         if library is not None:
             library.mallopt(_MMAP_THRESHOLD, _USUAL)
-            library.malloc_trim(0)
 
 
 def give_back() -> None:
