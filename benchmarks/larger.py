@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,19 @@ def child(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def groups(owner: int) -> list[tuple[Path, str]]:
+    """Where the group of a benchmark's process may be, and its file for the limit."""
+    return [
+        (Path(f"/sys/fs/cgroup/memory/larger-{owner}"), "memory.limit_in_bytes"),
+        (Path(f"/sys/fs/cgroup/larger-{owner}"), "memory.max"),
+    ]
+
+
 def confine(limit: int) -> bool:
     """Put this process into a control group of its own with so much memory."""
-    for group, name in (
-        (Path(f"/sys/fs/cgroup/memory/larger-{os.getpid()}"), "memory.limit_in_bytes"),
-        (Path(f"/sys/fs/cgroup/larger-{os.getpid()}"), "memory.max"),
-    ):
+    for group, name in groups(os.getppid()):
         try:
-            group.mkdir()
+            group.mkdir(exist_ok=True)
             (group / name).write_text(str(limit))
             (group / "cgroup.procs").write_text(str(os.getpid()))
         except OSError:
@@ -176,6 +182,9 @@ def measured(layers: int) -> dict[str, Any]:
             command = [sys.executable, __file__, "--weights", weights, "--allowed", str(allowed)]
             command += ["--model", str(model), "--small", str(small), "--output", str(Path(scratch) / weights)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            for group, _ in groups(os.getpid()):
+                with suppress(OSError):
+                    group.rmdir()
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(runs[-1], flush=True)
         return {"layers": layers, "bytes": size, "formula": formula(model), "runs": runs}
