@@ -1,11 +1,11 @@
-"""Larger than memory: a made-up Llama whose weights are four times what the run may hold, against the run in memory.
+"""Larger than memory: a made-up Llama whose weights are more than the run may hold, against the run in memory.
 
-python benchmarks/larger.py                   all: results/larger.json and the tables in docs/scale.md
-python benchmarks/larger.py --layers 8        a smaller model
-python benchmarks/larger.py --show            write the tables again
+python benchmarks/larger.py                            all: results/larger.json and the tables in docs/scale.md
+python benchmarks/larger.py --layers 74 --share 4      a larger model in less memory
+python benchmarks/larger.py --show                     write the tables again
 
 The run in files is confined to a control group (memory, version 1 or 2), which counts what a process holds and what
-the system keeps of files for it, from then on: its limit is a quarter of the weights.
+the system keeps of files for it, from then on: its limit is a share of the weights.
 Where no group can be made (that takes root on Linux), nothing is limited, and the table says so. Both runs have the
 same rows, batches and seed, recover by least squares alone, and what they write is compared byte for byte. Memory is
 what is the process's own (RssAnon), beside what it had before it began; the formula is that of `method.memory`.
@@ -32,7 +32,7 @@ from decoders import LEAST_SQUARES
 NAME = "larger"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 SIZES = {"hidden_size": 1024, "intermediate_size": 1408, "num_attention_heads": 16, "num_key_value_heads": 4}
-ROWS, LENGTH, BATCH, SHELF, LAYERS = 16, 128, 512, 64 << 20, 74
+ROWS, LENGTH, BATCH, SHELF, LAYERS = 16, 128, 512, 64 << 20, 32
 # Before memory is watched, a small model goes the same way: what packages hold from then on is none of the run's.
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 MIB = 1 << 20
@@ -171,14 +171,14 @@ def formula(model: Path) -> dict[str, int]:
     return memory_in_files(sublayers, batch=BATCH, vocabulary=vocabulary, limit=SHELF)
 
 
-def measured(layers: int) -> dict[str, Any]:
+def measured(layers: int, share: int) -> dict[str, Any]:
     """Both runs."""
     with tempfile.TemporaryDirectory() as scratch:
         model, small = Path(scratch) / "model", Path(scratch) / "small"
         size = make(model, layers, SIZES)
         make(small, 2, SMALL)
         runs: list[dict[str, Any]] = []
-        for weights, allowed in (("files", size // 4), ("memory", 0)):
+        for weights, allowed in (("files", size // share), ("memory", 0)):
             command = [sys.executable, __file__, "--weights", weights, "--allowed", str(allowed)]
             command += ["--model", str(model), "--small", str(small), "--output", str(Path(scratch) / weights)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -209,6 +209,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--share", type=int, default=2, help="of the weights that the run in files may hold: 1 / share")
     parser.add_argument("--show", action="store_true")
     for name in ("weights", "model", "small", "output"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -218,7 +219,7 @@ def main() -> None:
         print(json.dumps(child(given)))
         return
     if not given.show:
-        write_result(NAME, measured(given.layers))
+        write_result(NAME, measured(given.layers, given.share))
     write_table(PAGE, NAME, table(read_result(NAME)))
 
 
