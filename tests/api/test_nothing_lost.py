@@ -190,7 +190,7 @@ def test_kept_statistics_are_about_as_large_as_was_said(
     preset: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[int] = []
-    monkeypatch.setattr(Output, "check_space", lambda _, folder=0, statistics=0: said.append(statistics))
+    monkeypatch.setattr(Output, "check_space", lambda _, folder=0, statistics=0, kept=0: said.append(statistics))
     prune(checkpoint, sst2(data), macs=0.5, output=Output(statistics=tmp_path / "kept"), method=preset)
     files = (file for file in (tmp_path / "kept").iterdir() if file.suffix == ".safetensors")
     written = sum(len(t.numpy().tobytes()) for file in files for t in _tensors(file))

@@ -45,12 +45,13 @@ class Network:
 
 def cut_down(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
     """As `shrink`; where weights are kept in files, the smaller ones are, too."""
+    if not are_in_files() or keep.numel() in (0, parts.units):
+        return shrink(model, parts, keep)
     paths = (parts.projection, *(producer.path for producer in parts.producers))
     before = {id(tensor) for path in paths for tensor in model.get_submodule(path).parameters(recurse=False)}
     smaller = shrink(model, parts, keep)
-    if are_in_files() and smaller.units:
-        for path in paths:
-            for parameter in model.get_submodule(path).parameters(recurse=False):
-                if id(parameter) not in before:
-                    parameter.data = settled(parameter.detach())
+    for path in paths:
+        for parameter in model.get_submodule(path).parameters(recurse=False):
+            if id(parameter) not in before:
+                parameter.data = settled(parameter.detach())
     return smaller
