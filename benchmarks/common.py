@@ -97,6 +97,13 @@ def environment() -> dict[str, str]:
     }
 
 
+def status(process: int | str = "self") -> dict[str, int]:
+    """Bytes that the system counts of a process: resident, of these anonymous, and what limits of its data count."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return {key: int(found[key].split()[0]) * 1024 for key in ("VmRSS", "RssAnon", "VmData") if key in found}
+
+
 def peak_memory_mb() -> float:
     """Peak resident memory of this process."""
     import resource

@@ -30,7 +30,7 @@ from faster_pruner.data.batches import Batch, EncodedRows, pack
 from faster_pruner.host.devices import pick_device
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.method.memory import Tokens, memory_terms, within_limit
+from faster_pruner.method.memory import Tokens, bytes_in, memory_terms, within_limit
 from faster_pruner.model.passes import activation_gradients_only
 from faster_pruner.model.precision import choose_precision, forward_in
 from faster_pruner.model.spec import base_prefix
@@ -150,7 +150,7 @@ def memory_run(name: str, limit: int | None) -> dict[str, Any]:
     calibrated = calibrate(subject_for(model), rows, PRESETS["default"], options)
     cut(calibrated, FIRST, PRESETS["default"])
     seconds = time.perf_counter() - started
-    tokens, item = Tokens.of(calibrated.data.batches), 2 if precision == "bfloat16" else 4
+    tokens, item = Tokens.of(calibrated.data.batches), bytes_in(precision)
     terms = memory_terms(model, sublayers_of(model), tokens, item=item, threads=torch.get_num_threads())
     terms = within_limit(terms, limit)
     return {

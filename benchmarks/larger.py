@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common import SHARED, read_result, write_result, write_table
+from common import SHARED, read_result, status, write_result, write_table
 from decoders import LEAST_SQUARES
 
 NAME = "larger"
@@ -76,8 +76,7 @@ class Watch:
 
     def held(self) -> int:
         """Bytes of memory of this process that are not the system's copy of some file."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
+        return status()["RssAnon"]
 
     def _watch(self) -> None:
         while not self.over.wait(0.01):

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from common import DOCS, SHARED, open_model, read_result, rows_of, write_result, write_table
+from common import DOCS, SHARED, open_model, read_result, rows_of, status, write_result, write_table
 
 TOKENS, AGAIN, TOGETHER = "load-tokens", "load-again", "load-together"
 MODEL, GLUE_ROWS = SHARED / "models" / "minilm-l6-sst2", SHARED / "data" / "glue"
@@ -39,13 +39,6 @@ COMMANDS: dict[str, list[str]] = {
 }
 # Of these the result does not hang on a clock.
 REPEATABLE = ("half", "third")
-
-
-def status(process: int | str = "self") -> dict[str, int]:
-    """Bytes that the system counts of a process: resident, of these anonymous, and what limits of its data count."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return {key: int(found[key].split()[0]) * 1024 for key in ("VmRSS", "RssAnon", "VmData") if key in found}
 
 
 def child(*arguments: str, temporary: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -33,6 +33,25 @@ def code_of(program, *, unforeseen):
         traceback.print_exc()
         return unforeseen
 """
+# For programs that kill themselves: something happens before and after every call of a function.
+AROUND = """
+def around(owner, name, killer):
+    original = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        killer.event()
+        result = original(*args, **kwargs)
+        killer.event()
+        return result
+    setattr(owner, name, wrapped)
+"""
+# For programs that watch their memory: bytes that are the process's own.
+OWN_MEMORY = """
+from pathlib import Path
+
+def own_memory():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return 1024 * int(line.split()[1])
+"""
 _SERVER = (
     CODE_OF
     + """

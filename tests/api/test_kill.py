@@ -16,7 +16,9 @@ from faster_pruner.host.folders import _exchange, _system_exchange
 
 # Prunes argv[1] with data argv[2] into argv[3] again and again, in forked children that kill themselves at the n-th
 # event (every second one): a stage starts, a stage ends, or a file system call of the save is about to happen.
-_CHILD = """
+_CHILD = (
+    fresh.AROUND
+    + """
 import os, signal, sys, shutil
 from pathlib import Path
 import safetensors.torch
@@ -31,15 +33,6 @@ class Killer(Silent):
         if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
     def start(self, stage, total): self.event()
     def end(self, seconds): self.event()
-
-def around(owner, name, killer):
-    original = getattr(owner, name)
-    def wrapped(*args, **kwargs):
-        killer.event()
-        result = original(*args, **kwargs)
-        killer.event()
-        return result
-    setattr(owner, name, wrapped)
 
 from faster_pruner.runtimes import timing
 timing._FEWEST_PAIRS, timing._SECONDS_PER_SHAPE = 1, 0.0
@@ -63,6 +56,7 @@ for at in range(int(first), 200, 2):
         sys.exit(os.waitstatus_to_exitcode(status))
 sys.exit(3)
 """
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -44,7 +44,9 @@ FEW = CalibrationOptions(rows=32)
 # of which the n-th kills itself at the n-th of the places that argv[5] names: (stage, how often it has begun, what
 # happens in it), where each stage that starts or ends, each step, and each file that is about to be put into its place,
 # or was, is something that happens; or at the n-th of all these. What is kept goes on from child to child.
-_CHILD = """
+_CHILD = (
+    fresh.AROUND
+    + """
 import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
@@ -74,16 +76,6 @@ class Killer(Silent):
     def end(self, seconds): self.event()
 
 
-def around(owner, name, killer):
-    original = getattr(owner, name)
-    def wrapped(*args, **kwargs):
-        killer.event()
-        result = original(*args, **kwargs)
-        killer.event()
-        return result
-    setattr(owner, name, wrapped)
-
-
 def pruned(killer, name, resume):
     output, given = Output(folder=Path(place) / name, resume=resume), json.loads(options)
     macs, method = given["macs"], given["method"]
@@ -105,6 +97,7 @@ for death in [None, *json.loads(deaths), None]:
     print("killed" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status), flush=True)
     if Path(place, "out").exists(): break
 """
+)
 
 
 def without_times(result: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tiny
 from command import run
 from faster_pruner import Budget, CalibrationOptions, Data, Output, cut_again, prune, sweep
 from faster_pruner.api import weights
+from faster_pruner.checkpoint import extent
 from faster_pruner.costs.latency import LatencyLimit
 from faster_pruner.errors import OptionError
 from faster_pruner.host import mapped
@@ -131,6 +132,15 @@ def test_numbers_are_counted_from_the_headers(tmp_path: Path, monkeypatch: pytes
     assert weights.numbers_in(str(tmp_path / "nothing" / "there")) == 0
 
 
+def test_the_hub_is_not_asked_for_what_is_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = tiny.save_checkpoint(tmp_path / "model"), list[str]()
+    monkeypatch.setattr(extent, "located", lambda place: (place, None))
+    monkeypatch.setattr(extent, "try_to_load_from_cache", lambda place, name: str(folder / name))
+    monkeypatch.setattr(extent, "get_safetensors_metadata", asked.append)
+    assert weights.numbers_in("some/model") == weights.numbers_in(str(folder)) > 0
+    assert asked == []
+
+
 def test_what_files_are_no_place_for(tmp_path: Path) -> None:
     model, data = classifier(tmp_path)
     options = CalibrationOptions(rows=24, weights="files")
@@ -153,10 +163,11 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert json.loads(said)["options"]["calibration"]["weights"] == "files"
 
 
-_WATCHED = """
+_WATCHED = (
+    fresh.OWN_MEMORY
+    + """
 import gc, sys, threading
 from dataclasses import replace
-from pathlib import Path
 import torch
 from faster_pruner import CalibrationOptions, Data, prune
 from faster_pruner.api import outcome
@@ -164,13 +175,9 @@ from faster_pruner.options import PRESETS
 
 outcome.measure = lambda *given, **options: []
 
-def own():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return 1024 * int(line.split()[1])
-
 def watch():
     while not done.wait(0.002):
-        seen.append(own())
+        seen.append(own_memory())
 
 torch.set_num_threads(1)
 small, model, text, out, place = sys.argv[1:]
@@ -182,7 +189,7 @@ options = CalibrationOptions(
 # what packages hold from their first use on is none of the model's
 prune(small, data, macs=0.5, method=method, calibration=options)
 gc.collect()
-before, seen, done = own(), [], threading.Event()
+before, seen, done = own_memory(), [], threading.Event()
 watcher = threading.Thread(target=watch)
 watcher.start()
 prune(model, data, macs=0.5, method=method, output=out, calibration=options)
@@ -190,6 +197,7 @@ done.set()
 watcher.join()
 print(max(seen) - before)
 """
+)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted as Linux does it")

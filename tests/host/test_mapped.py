@@ -87,19 +87,16 @@ def test_without_glibc_freed_memory_is_the_librarys(monkeypatch: pytest.MonkeyPa
         assert torch.zeros(1 << 20).sum() == 0
 
 
-_GAPS = """
+_GAPS = (
+    fresh.OWN_MEMORY
+    + """
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 import torch
 from faster_pruner.host.heap import freed_at_once
 
-def held():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1])
-
 with freed_at_once() if sys.argv[1] == "at once" else nullcontext():
-    before = held()
+    before = own_memory()
     for _ in range(3):
         # in between is what stays
         large, small = [], []
@@ -107,8 +104,9 @@ with freed_at_once() if sys.argv[1] == "at once" else nullcontext():
             large.append(torch.ones(1 << 20))
             small.append(torch.ones(1 << 14))
         del large
-    print((held() - before) >> 10)
+    print((own_memory() - before) >> 20)
 """
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc does that")

@@ -22,7 +22,7 @@ from faster_pruner.method import algorithm, selecting
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated, Pruned
 from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
-from faster_pruner.model.precision import in_dtype
+from faster_pruner.model.precision import copy_of
 from faster_pruner.model.spec import Sublayer, bias_of
 from faster_pruner.objectives.evaluation import predict
 from faster_pruner.options import (
@@ -323,7 +323,9 @@ def test_a_limit_on_bytes_is_an_amount_of_the_file(stored: torch.dtype, tmp_path
     size = stored.itemsize * sum(p.numel() for p in dense.model.parameters())
     most = size - 0.4 * total(Bytes(stored.itemsize), dense.sublayers)
     pruned = cut(dense, Budget(limits=(Limit(cost="bytes", amount=most),)), DEFAULT)
-    save_file(dict(in_dtype(pruned.model, stored).named_parameters()), tmp_path / "w.safetensors", {"format": "pt"})
+    save_file(
+        dict(copy_of(pruned.model, dtype=stored).named_parameters()), tmp_path / "w.safetensors", {"format": "pt"}
+    )
     assert 0.95 * most < (tmp_path / "w.safetensors").stat().st_size <= most
 
 

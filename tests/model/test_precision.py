@@ -17,7 +17,7 @@ from faster_pruner.costs.budget import Budget
 from faster_pruner.host.arithmetic import agreed
 from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Subject
-from faster_pruner.model.precision import choose_precision, forward_in, in_dtype, in_float32
+from faster_pruner.model.precision import choose_precision, copy_of, forward_in, in_float32
 from faster_pruner.model.table import FAMILIES
 from faster_pruner.objectives.classification import CLASSIFICATION
 from faster_pruner.options import CalibrationOptions, preset
@@ -95,13 +95,13 @@ def test_copies_have_exactly_what_no_file_holds(name: str, dtype: torch.dtype) -
     half = copy.deepcopy(model).to(dtype)
     before = copy.deepcopy(half)
     # rounded by whoever made the model, or kept by a copy of ours
-    for given in (half, in_dtype(model, dtype)):
+    for given in (half, copy_of(model, dtype=dtype)):
         found = in_float32(given)
         assert {tensor.dtype for tensor in found.parameters()} == {torch.float32}
         for key, value in found.state_dict().items():
             assert torch.equal(value, before.state_dict()[key].to(value.dtype)), key
         assert all(torch.equal(buffer, exact[key]) for key, buffer in found.named_buffers() if key in exact)
-    assert {tensor.dtype for tensor in in_dtype(model, dtype).parameters()} == {dtype}
+    assert {tensor.dtype for tensor in copy_of(model, dtype=dtype).parameters()} == {dtype}
     for (key, one), (_, other) in zip(half.named_buffers(), before.named_buffers(), strict=True):
         assert one.dtype is other.dtype, key
         assert torch.equal(one, other), key

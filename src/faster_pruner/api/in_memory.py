@@ -28,7 +28,7 @@ from faster_pruner.method.calibrated import Subject
 from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.describe import Description, by_unit, describe, described
 from faster_pruner.model.passes import device_of
-from faster_pruner.model.precision import in_dtype, in_float32, usual_torch
+from faster_pruner.model.precision import copy_of, in_float32, usual_torch
 from faster_pruner.objectives.objective import Objective
 from faster_pruner.objectives.registry import objective_of
 from faster_pruner.options import (
@@ -163,7 +163,7 @@ def prune_model(
     )
     outcome = cut_and_measure(job, clock)
     pruned: Any = outcome.pruned.model
-    given = pruned if dtype == torch.float32 else in_dtype(pruned, dtype)
+    given = pruned if dtype == torch.float32 else copy_of(pruned, dtype=dtype)
     return PrunedModel(given, outcome.report, job, outcome)
 
 

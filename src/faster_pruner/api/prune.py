@@ -198,7 +198,7 @@ def _pruned(asked: Asked, run: Run) -> PruneResult:
 
 
 def prepared(asked: Asked, run: Run, clock: StageClock, folder: WorkingFolder | None = None) -> Job:
-    """Open, and calibrate. Raises as `prune` does.
+    """Open, and calibrate, for an output that was checked. Raises as `prune` does.
 
     Args:
         asked: what for.
@@ -209,7 +209,6 @@ def prepared(asked: Asked, run: Run, clock: StageClock, folder: WorkingFolder | 
     place, given, how, options, target = asked.place, asked.data, asked.method, asked.calibration, asked.output
     task = describe(given)
     source = given.source(task)
-    target.check(reads=[place], rows=given.folder)
     device = run.on()
     check_in_files(asked.budget, asked.distillation)
     with clock.stage("load"):

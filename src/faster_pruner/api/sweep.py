@@ -171,6 +171,7 @@ def sweep(
         method=as_method(method),
         calibration=as_calibration(calibration),
     )
+    asked.output.check(reads=[place], rows=given.folder)
     clock = run.clock(run.on())
     with memory_for(asked.calibration, place, run.on()):
         for budget in budgets.values():

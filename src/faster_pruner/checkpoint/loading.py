@@ -30,17 +30,21 @@ def from_pretrained_with_sizes(
     build = _shrinking(stock, found)
     given = {"config": without_layer_sizes(config), **kwargs}
     if are_in_files():
-        loaded, model = _into_files(build, place, *args, **given)
+        loaded = _into_files(build, place, *args, **given)
     else:
         loaded = build.from_pretrained(place, *args, **given)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _own_memory(model)
-    model.__class__ = stock
+        _own_memory(_model_in(loaded))
+    _model_in(loaded).__class__ = stock
     return loaded, found
 
 
-def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> tuple[Any, Any]:
-    """What `from_pretrained` returns, and the model in it, with its weights in files, one read after the other.
+def _model_in(loaded: Any) -> Any:
+    """The model in what `from_pretrained` returns."""
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> Any:
+    """What `from_pretrained` returns, its weights in files, one read after the other.
 
     Raises:
         OptionError: accelerate is missing.
@@ -56,7 +60,7 @@ def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> tuple[Any, 
     with temporary_folder() as folder:
         # what has to be put together from several tensors of the checkpoint goes through the folder
         loaded: Any = build.from_pretrained(place, *args, device_map={"": "disk"}, offload_folder=str(folder), **given)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model = _model_in(loaded)
         read: dict[int, nn.Parameter] = {}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for module in model.modules():
@@ -68,7 +72,7 @@ def _into_files(build: Any, place: Any, *args: Any, **given: Any) -> tuple[Any, 
                 setattr(module, name, read[id(parameter)])
     remove_hook_from_submodules(model)
     vars(model).pop("hf_device_map", None)
-    return loaded, model
+    return loaded
 
 
 def _shrinking(stock: type[PreTrainedModel], found: list[Sublayer]) -> Any:

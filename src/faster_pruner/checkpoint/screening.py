@@ -25,7 +25,7 @@ _ADAPTER = "adapter_config.json"
 # What tools write beside a config that does not say itself that the weights are quantised.
 _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _DEQUANTISE = "dequantise it first, or give the checkpoint that it was made from, and quantise the pruned model again"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Suffixes of weights that would have to be unpickled or that another framework wrote.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 # No config of a model is longer; a longer one is something else.
@@ -175,22 +175,22 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _files(folder: Path, unreadable: str) -> list[str]:
     """Names of the weights files of a folder."""
-    if (folder / _WEIGHTS).is_file():
-        return [_WEIGHTS]
-    if not (folder / _INDEX).is_file():
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / INDEX).is_file():
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _OTHER_WEIGHTS)
         if not others:
-            raise CheckpointError(f"{unreadable}: there is no {_WEIGHTS}")
+            raise CheckpointError(f"{unreadable}: there is no {WEIGHTS}")
         raise CheckpointError(
             f"{unreadable}, only {shown(others[0])}, which is never unpickled; where you trust it, open it with "
             "transformers and save_pretrained it again: that writes safetensors"
         )
-    files = read_json(folder / _INDEX).get("weight_map")
+    files = read_json(folder / INDEX).get("weight_map")
     if not isinstance(files, dict) or not files:
-        raise CheckpointError(f"{unreadable}: {_INDEX} has no weight_map")
+        raise CheckpointError(f"{unreadable}: {INDEX} has no weight_map")
     for name in files.values():
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
-            raise CheckpointError(f"{unreadable}: {_INDEX} names {shown(name)}, which is no file of the folder")
+            raise CheckpointError(f"{unreadable}: {INDEX} names {shown(name)}, which is no file of the folder")
     return sorted(set(files.values()))
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from faster_pruner.errors import OutputError
 
-_CPU = torch.device("cpu")
 _IN_FILES: ContextVar[bool] = ContextVar("in_files", default=False)
 
 
@@ -88,4 +87,4 @@ def from_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _goes_to_file(device: torch.device) -> bool:
-    return device.type == _CPU.type and are_in_files()
+    return device.type == "cpu" and are_in_files()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from faster_pruner.host.mapped import from_file
-from faster_pruner.host.spill import Shelf
+from faster_pruner.host.spill import Shelf, bytes_of
 
 # Smaller tensors stay where they are.
 _SMALL = 1 << 16
@@ -33,17 +33,12 @@ class _Files:
         size = storage.nbytes()
         free = self._free.get(size)
         found = free.pop() if free else from_file((size,), torch.uint8).untyped_storage()
-        _bytes_of(found).copy_(_bytes_of(storage))
+        bytes_of(found).copy_(bytes_of(storage))
         return found
 
     def put_back(self, storage: torch.UntypedStorage) -> None:
         """Nobody looks at it again."""
         self._free.setdefault(storage.nbytes(), []).append(storage)
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
-    """[bytes] uint8: a view of a storage."""
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 class _Held:

@@ -148,7 +148,7 @@ class Parking:
         parked = self._in_files.setdefault(place, [])
         for storage in storages.values():
             if storage.nbytes():
-                parked.append((storage, self._shelf.write(_bytes_of(storage))))
+                parked.append((storage, self._shelf.write(bytes_of(storage))))
                 storage.resize_(0)
 
     def fetch(self, place: int) -> None:
@@ -157,7 +157,7 @@ class Parking:
         for storage, file in self._in_files.pop(place, []):
             saved = read(file, storage.device)
             storage.resize_(saved.numel())
-            _bytes_of(storage).copy_(saved)
+            bytes_of(storage).copy_(saved)
             file.unlink()
 
     def clear(self) -> None:
@@ -169,7 +169,7 @@ class Parking:
         self._in_files.clear()
 
 
-def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+def bytes_of(storage: torch.UntypedStorage) -> Tensor:
     """[bytes] uint8: a view of a storage."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 

@@ -19,12 +19,12 @@ from faster_pruner.errors import DataError, OptionError, UnsupportedModelError
 from faster_pruner.host.heap import give_back
 from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.ranks import ALONE, Ranks
-from faster_pruner.host.spill import Shelf, default_limit
+from faster_pruner.host.spill import default_limit
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet, row_lengths
 from faster_pruner.method.compensation import compensate
 from faster_pruner.method.journal import NO_JOURNAL, Journal, Round
-from faster_pruner.method.memory import Tokens, suspended_bytes
+from faster_pruner.method.memory import shelf_for
 from faster_pruner.method.recovery import Teacher, recover
 from faster_pruner.method.selecting import Sizes, bounds_for, select, share_left, sizes_allowed
 from faster_pruner.method.statistics import Needs, Probe, take_statistics
@@ -84,9 +84,8 @@ def calibrate(
     # what nobody has set is shared by the processes of this machine
     limit = default_limit(device) // ranks.local_count if options.memory_limit is None else options.memory_limit
     precision: Arithmetic = ranks.lead(lambda: _precision(subject.model, options, batches[-1]))
-    padded = Tokens.of(batches).padded // ranks.count
-    aside = suspended_bytes(sublayers, padded, item=2 if precision == "bfloat16" else 4)
-    setting = PassSetting(precision=precision, shelf=Shelf(limit, aside=aside))
+    shelf = shelf_for(sublayers, batches, precision, limit=limit, processes=ranks.count)
+    setting = PassSetting(precision=precision, shelf=shelf)
     data = CalibrationSet(batches, mean_lengths(sublayers, batches, reading), options.seed, setting, ranks)
     data.check_enough()
     statistics = journal.statistics(sublayers, data)

@@ -27,7 +27,7 @@ from faster_pruner.host.working import digest_of
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
-from faster_pruner.method.memory import Tokens, suspended_bytes
+from faster_pruner.method.memory import shelf_for
 from faster_pruner.method.scores import FILE as SCORES
 from faster_pruner.method.scores import Score, load_scores, save_scores
 from faster_pruner.method.statistics import Needs, Statistics, SublayerStatistics
@@ -202,8 +202,8 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         count, differentiated = int(index["batches"]), int(index["differentiated"])
         batches = [replace(_batch(stored, i), differentiated=i < differentiated) for i in range(count)]
         precision = choose_precision(options.precision, device)
-        aside = suspended_bytes(sublayers, Tokens.of(batches).padded, item=2 if precision == "bfloat16" else 4)
-        shelf = Shelf(default_limit(device) if memory_limit is None else memory_limit, aside=aside)
+        limit = default_limit(device) if memory_limit is None else memory_limit
+        shelf = shelf_for(sublayers, batches, precision, limit=limit)
         found: dict[str, SublayerStatistics] = {}
         for s in sublayers:
             file = _checked(folder, f"{s.name}.safetensors", index)

@@ -13,9 +13,11 @@ from torch import nn
 
 from faster_pruner.data.batches import Batch
 from faster_pruner.host.devices import MOST_WORKERS
+from faster_pruner.host.spill import Shelf
 from faster_pruner.method.calibration_set import row_lengths
 from faster_pruner.model.spec import Sublayer
 from faster_pruner.objectives.parts import MOST_VALUES
+from faster_pruner.options import Arithmetic
 
 # Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
@@ -104,11 +106,10 @@ def memory_in_files(
         at_once: eliminations side by side.
     """
     width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
-    heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
     predictions = _OF_PREDICTIONS * _SINGLE * min(MOST_VALUES, batch * vocabulary)
     return {
         "hidden states": limit,
-        "pass": _SINGLE * batch * (_OF_A_BRANCH * max(widest, 4 * heads) + _OF_A_STREAM * width) + predictions,
+        "pass": _SINGLE * batch * (_OF_A_BRANCH * _of_a_branch(sublayers) + _OF_A_STREAM * width) + predictions,
         "elimination": at_once * _OF_AN_ELIMINATION * _DOUBLE * widest**2,
         "least squares": _OF_A_FIT * _DOUBLE * max(widest, width) ** 2,
     }
@@ -121,9 +122,34 @@ def peak_in_files(terms: dict[str, int]) -> int:
 
 def suspended_bytes(sublayers: Sequence[Sublayer], padded: int, *, item: int) -> int:
     """Most bytes that suspended forwards of so many padded tokens hold, `item` bytes a number in the passes."""
-    width, widest = max(s.width for s in sublayers), max(s.columns for s in sublayers)
+    return padded * (item * _of_a_branch(sublayers) + 2 * _SINGLE * max(s.width for s in sublayers))
+
+
+def _of_a_branch(sublayers: Sequence[Sublayer]) -> int:
+    """Numbers that a forward holds of a token in its largest branch."""
     heads = max((s.columns for s in sublayers if s.spec.mixes_tokens), default=0)
-    return padded * (max(item * widest, 4 * item * heads) + 2 * _SINGLE * width)
+    return max(*(s.columns for s in sublayers), 4 * heads)
+
+
+def bytes_in(precision: Arithmetic) -> int:
+    """Of a number in the passes."""
+    return 2 if precision == "bfloat16" else _SINGLE
+
+
+def shelf_for(
+    sublayers: Sequence[Sublayer], batches: Iterable[Batch], precision: Arithmetic, *, limit: int, processes: int = 1
+) -> Shelf:
+    """A shelf for a run, of which what suspended forwards need is set aside.
+
+    Args:
+        sublayers: that take part.
+        batches: of the calibration set.
+        precision: of the passes.
+        limit: bytes that stay in memory.
+        processes: that share the batches.
+    """
+    padded = Tokens.of(batches).padded // processes
+    return Shelf(limit, aside=suspended_bytes(sublayers, padded, item=bytes_in(precision)))
 
 
 def within_limit(terms: dict[str, int], limit: int | None) -> dict[str, int]:

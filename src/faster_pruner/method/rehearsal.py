@@ -20,7 +20,7 @@ from faster_pruner.host.spill import Shelf, default_limit
 from faster_pruner.method.algorithm import calibrate, cut, mean_lengths, taken
 from faster_pruner.method.calibrated import Calibrated, Pruned, Subject
 from faster_pruner.method.calibration_set import CalibrationSet
-from faster_pruner.method.memory import Tokens, memory_terms, peak_memory, reset_peak, within_limit
+from faster_pruner.method.memory import Tokens, bytes_in, memory_terms, peak_memory, reset_peak, within_limit
 from faster_pruner.method.selecting import assumed_curves, bounds_for, curve_keys, loss_curves
 from faster_pruner.method.statistics import Needs
 from faster_pruner.model.passes import device_of
@@ -253,7 +253,7 @@ def _elimination(calibrated: Calibrated, options: SecondOrder) -> float:
 def _more_memory(seen: _Once, ahead: Tokens, limit: int, *, descent: bool) -> tuple[int, int, int]:
     """Bytes of hidden states, and of what recovery holds, that all tokens need beyond those seen; bytes for files."""
     calibrated = seen.calibrated
-    item = 2 if calibrated.data.setting.precision == "bfloat16" else 4
+    item = bytes_in(calibrated.data.setting.precision)
     now, whole = (
         memory_terms(
             calibrated.model, calibrated.sublayers, each, item=item, threads=torch.get_num_threads(), descent=descent

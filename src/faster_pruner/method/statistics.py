@@ -24,7 +24,6 @@ from torch import Tensor
 
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import NumericalError
-from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibration_set import CalibrationSet
@@ -281,10 +280,9 @@ def take_statistics(
         probe.cotangents.draw_as_wide(data.ranks.lead(lambda: probe.cotangents.width))
 
     waiting = data.ranks.after_first(counting, share)
-    graph = data.setting.shelf if are_in_files() else None
     for differentiated, run in groupby(waiting, key=lambda each: each[1].differentiated):
         start = 0 if differentiated else collector.partly_read_from()
-        with gradients(model, sublayers, collector.observe, start=start, shelf=graph):
+        with gradients(model, sublayers, collector.observe, start=start, shelf=data.setting.shelf):
             for place, batch, of_batch in run:
                 collector.begin(place, batch, of_batch)
                 for predictions in predicted(model, objective, batch, precision=data.setting.precision):

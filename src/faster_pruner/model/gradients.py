@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.saved import Packed, Saved
 from faster_pruner.host.spill import Shelf
 from faster_pruner.model.passes import activation_gradients_only, by_row, first_input
@@ -240,10 +241,11 @@ def gradients(
         report: is given each sublayer with what was seen of it.
         start: index of the first sublayer that is differentiated.
         arrived: is given each sublayer with x [B, S, n] when the forward reaches its projection.
-        shelf: where what a forward leaves for its backward is kept; None for memory.
+        shelf: says how much of what a forward leaves for its backward stays in memory where weights are kept in files;
+            None for nothing of it. Elsewhere all of it does.
     """
     bases = Bases()
-    saved = None if shelf is None else Saved(shelf, [*model.parameters(), *model.buffers()])
+    saved = Saved(shelf or Shelf(0), [*model.parameters(), *model.buffers()]) if are_in_files() else None
     with ExitStack() as stack:
         stack.enter_context(activation_gradients_only(model))
         if saved is not None:

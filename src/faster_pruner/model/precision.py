@@ -85,16 +85,11 @@ def forward_in(precision: Arithmetic, device: torch.device) -> Generator[None]:
             yield
 
 
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in another dtype, as transformers opens it: what no file holds (rotary frequencies) keeps its own."""
-    return copy_of(model, dtype=dtype)
-
-
 def copy_of(model: nn.Module, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> nn.Module:
     """A copy of a model, its floating-point tensors in another dtype, all of them on another device.
 
     Tensors are copied one by one, into files where weights are kept there. What no file holds (rotary frequencies)
-    keeps its dtype.
+    keeps its dtype, as where transformers opens a checkpoint in another one.
     """
     computed = {id(module.get_buffer(name)) for module in model.modules() for name in _computed(module)}
     copies: dict[int, Any] = {}
@@ -110,7 +105,7 @@ def in_float32(model: nn.Module) -> nn.Module:
 
     A checkpoint of the model has it exact when it is opened.
     """
-    own: Any = in_dtype(model, torch.float32)
+    own: Any = copy_of(model, dtype=torch.float32)
     rounded = {module for module in own.modules() if any(_rounded(module.get_buffer(n)) for n in _computed(module))}
     for module in rounded:
         module.float()

@@ -20,8 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import UnsupportedModelError
-from faster_pruner.host.mapped import are_in_files
-from faster_pruner.host.spill import Shelf
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.passes import by_row
 from faster_pruner.model.spec import Sublayer
@@ -161,8 +159,7 @@ def _read(model: nn.Module, sublayers: Sequence[Sublayer], batch: Batch, predict
         if observed.y_gradient is not None:
             seen.read[sublayer.name] |= by_row(observed.y_gradient, rows).isnan().any(dim=-1)
 
-    # a model that memory does not hold has a graph that it does not hold, either
-    with gradients(model, sublayers, report, arrived=arrived, shelf=Shelf(0) if are_in_files() else None):
+    with gradients(model, sublayers, report, arrived=arrived):
         try:
             parts = iter(predict(model, batch))
             start = next(parts, None)
