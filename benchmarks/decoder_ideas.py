@@ -12,6 +12,9 @@ python benchmarks/decoder_ideas.py --show             write the table again
 from __future__ import annotations
 
 import argparse
+import gzip
+import importlib.util
+import json
 import math
 import statistics
 import time
@@ -24,7 +27,7 @@ import torch
 from torch import nn
 
 from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
-from decoders import LEAST_SQUARES, MODEL, SELECTION, Bench, drawn, folder_of, spread_out
+from decoders import LEAST_SQUARES, MODEL, SELECTION, Bench, drawn, folder_of, in_blocks, spread_out
 from faster_pruner.api.job import subject_of
 from faster_pruner.api.rows import describe, encoded, objective_for
 from faster_pruner.checkpoint.opening import open_checkpoint
@@ -47,10 +50,13 @@ from faster_pruner.options import (
     SolverOptions,
     Weights,
 )
+from whole_layers import LayerDescent, Stacks, descend_layers
 
 NAME = "decoder_ideas"
 PAGE = Path(__file__).parents[1] / "docs" / "decoders.md"
 LENGTH, TOKENS, JUDGES = 128, 32_768, 384
+# About so many files of another project.
+FILES = 200
 # Of a search over allocations: generations, candidates of each, blocks that a candidate is judged by, and how far, as a
 # standard deviation of logarithms, the losses that a candidate assumes are from those of its parent.
 GENERATIONS, CANDIDATES, FITNESS, STEP = 3, 6, 64, 0.3
@@ -78,6 +84,8 @@ class Idea:
         allocation: of the budget.
         text: what is calibrated on; empty for the model's own training text.
         generations: of a search over allocations (`evolved`); 0 for none.
+        ends: the loss curves of the first and of the last layer times these factors: above 1 keeps more there.
+        blocks: a descent of attention and feed-forward of a layer together, after the method's recovery.
     """
 
     method: Method = LEAST_SQUARES
@@ -85,6 +93,8 @@ class Idea:
     allocation: AllocationName = "free"
     text: str = ""
     generations: int = 0
+    ends: tuple[float, float] = (1.0, 1.0)
+    blocks: LayerDescent | None = None
 
 
 IDEAS: dict[str, Idea] = {
@@ -105,16 +115,49 @@ IDEAS: dict[str, Idea] = {
     "uniform": Idea(allocation="uniform"),
     "8192 tokens": Idea(tokens=8_192),
     "131072 tokens": Idea(tokens=131_072),
+    "Python of another project": Idea(text="python"),
     "English sentences": Idea(text="sst2"),
+    "abstracts of medicine": Idea(text="ncbi_disease"),
     "allocation searched by loss": Idea(generations=GENERATIONS),
+    "first layer x 4": Idea(ends=(4.0, 1.0)),
+    "last layer x 4": Idea(ends=(1.0, 4.0)),
+    "first and last layer x 4": Idea(ends=(4.0, 4.0)),
+    "first and last layer / 4": Idea(ends=(0.25, 0.25)),
+    "attention and feed-forward together by descent": Idea(blocks=LayerDescent(epochs=4, rate=1e-3, rows_per_step=8)),
+    "the same, a third of the rate": Idea(blocks=LayerDescent(epochs=4, rate=3e-4, rows_per_step=8)),
 }
 
 
 def text_of(name: str, bench: Bench) -> EncodedRows:
     """Blocks of another corpus."""
-    data = Data(folder=SHARED / "data" / "glue" / name, task="language-modeling")
-    task = replace(describe(data), text_column="sentence")
-    return encoded(load_split(data.source(task), TRAIN_SPLITS), task, bench.opened, LENGTH)
+    if name == "python":
+        # the sources of a package that every environment has
+        found = importlib.util.find_spec("transformers")
+        assert found is not None
+        assert found.submodule_search_locations
+        files = sorted(Path(found.submodule_search_locations[0]).rglob("*.py"))
+        texts = [file.read_text(encoding="utf-8") for file in files[:: max(1, len(files) // FILES)]]
+    elif name == "ncbi_disease":
+        with gzip.open(SHARED / "data" / "ner" / name / "train.jsonl.gz", "rt", encoding="utf-8") as stream:
+            texts = [" ".join(json.loads(line)["tokens"]) for line in stream]
+    else:
+        data = Data(folder=SHARED / "data" / "glue" / name, task="language-modeling")
+        task = replace(describe(data), text_column="sentence")
+        return encoded(load_split(data.source(task), TRAIN_SPLITS), task, bench.opened, LENGTH)
+    return in_blocks(bench.opened, "\n\n".join(texts), LENGTH)
+
+
+def scaled_ends(calibrated: Calibrated, idea: Idea) -> Calibrated:
+    """Other losses of the first and the last layer than their curves say."""
+    if idea.ends == (1.0, 1.0):
+        return calibrated
+    assert isinstance(idea.method.selection, SecondOrder)
+    loss_curves(calibrated, idea.method.selection)
+    prefixes = list(dict.fromkeys(sublayer.prefix for sublayer in calibrated.sublayers))
+    factors = {prefixes[0]: idea.ends[0], prefixes[-1]: idea.ends[1]}
+    own = {sublayer.name: factors.get(sublayer.prefix, 1.0) for sublayer in calibrated.sublayers}
+    curves = {key: replace(curve, loss=curve.loss * own[key[0]]) for key, curve in calibrated.curves.items()}
+    return replace(calibrated, curves=curves)
 
 
 def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, seed: int) -> nn.Module:
@@ -123,7 +166,18 @@ def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, se
     A candidate assumes other losses of the sublayers than their curves say, each times a factor of its own; its model
     is cut and recovered like any other (as EvoPress and Tyr search, from our curves as the start).
     """
-    best = cut(calibrated, budget, idea.method).model
+    best = cut(scaled_ends(calibrated, idea), budget, idea.method).model
+    if idea.blocks is not None:
+        dense: Any = calibrated.model
+        pruned: Any = best
+        stacks = Stacks(
+            model=pruned,
+            layers=list(pruned.model.layers),
+            dense=dense,
+            wanted=list(dense.model.layers),
+            first_alone=False,
+        )
+        descend_layers(stacks, calibrated.data.batches, idea.blocks, seed)
     if not idea.generations:
         return best
     assert isinstance(idea.method.selection, SecondOrder)

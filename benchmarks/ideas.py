@@ -145,7 +145,7 @@ def _statistics(calibrated: Calibrated, *, seed: int) -> Statistics:
     clock = StageClock(Silent())
     reading, network = calibrated.reading, calibrated.network
     needs = Needs(moments=True)
-    return algorithm._taken(calibrated.subject, network, data, reading, needs=needs, clock=clock).statistics
+    return algorithm.taken(calibrated.subject, network, data, reading, needs=needs, clock=clock).statistics
 
 
 def _bounds(calibrated: Calibrated, budget: Budget) -> list[Bound]:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -61,14 +60,15 @@ from faster_pruner.options import (
 from faster_pruner.progress import Silent, StageClock
 from heads import cache_folder, head_of
 from ideas import with_moments, with_recovery
+from whole_layers import LayerDescent, Stacks, descend_layers
 
 # The recovery by least squares alone, at every budget.
 DEFAULT = customise(PRESETS["default"], Switches(descent=False))
 # Calibration rows, most of them that a lever may use, held-out rows.
 ROWS = {"sst2": (2048, 8192, 1024), "mrpc": (1024, 2640, 1024), "qnli": (1024, 1024, 976), "cola": (2048, 7500, 1024)}
 _TOKENS = 4096
-# Rows per step of the descent of whole layers.
-_ROWS_PER_STEP = 64
+# Of a search over allocations: generations, candidates of each, and how far a candidate is from its parent.
+GENERATIONS, CANDIDATES, STEP = 3, 6, 0.3
 
 
 # What is measured on
@@ -84,6 +84,7 @@ class Case:
         first: the default's calibration rows.
         parts: batches of the calibration rows; the first part holds the default's, the others go on where it ends.
         held_out: batches of training rows outside of all of them.
+        search_rows: batches of as many more, where the task has them, that nothing is fitted on: they judge a search.
         validation: batches.
         dense: log-probabilities of the dense model by split, [N, C], in the order of the batches.
         taken: calibrations by what they are for.
@@ -99,6 +100,7 @@ class Case:
     first: EncodedRows
     parts: list[list[Batch]]
     held_out: list[Batch]
+    search_rows: list[Batch]
     validation: list[Batch]
     dense: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     taken: dict[Any, Calibrated] = field(default_factory=dict[Any, Calibrated])
@@ -163,7 +165,9 @@ def open_case(task: str, seed: int, heads: Path, *, more: bool) -> Case:
     ]
     held = batches_of(opened, task, train.chosen(order[-held_out:]))
     first = encode(train.chosen(order[:usual]), GLUE[task], opened.processor, config=opened.model.config, limit=128)
-    case = Case(task, seed, opened, subject, first, parts, held, batches_of(opened, task, validation))
+    rest = order[usual:-held_out][-held_out:]
+    search = [] if more or not rest else batches_of(opened, task, train.chosen(rest))
+    case = Case(task, seed, opened, subject, first, parts, held, search, batches_of(opened, task, validation))
     for split in ("held_out", "validation"):
         case.dense[split] = predictions(subject, opened.model, getattr(case, split))
     return case
@@ -175,7 +179,7 @@ def batches_of(
     """Rows in batches; those that the moments of the default preset are taken from first, when a subject is given."""
     encoded = encode(rows, GLUE[task], opened.processor, config=opened.model.config, limit=128)
     tokens = subject.moment_tokens(DEFAULT) if subject else None
-    first = None if tokens is None else rows_with(encoded, tokens)
+    first = None if tokens is None else rows_with(encoded.lengths, tokens)
     packed = pack(encoded, tokens_per_batch=_TOKENS, device=pick_device(None), differentiated=first)
     return [replace(batch, rows=batch.rows + offset) for batch in packed]
 
@@ -208,7 +212,7 @@ def judged(case: Case, model: nn.Module) -> dict[str, Any]:
 
 def shrunk(calibrated: Calibrated, budget: Budget, method: Method) -> Network:
     """`algorithm.cut` without its last recovery."""
-    bounds = algorithm._bounds(calibrated, budget)
+    bounds = selecting.bounds_for(calibrated, budget)
     sizes = sizes_allowed(calibrated.sublayers, budget, method)
     student, present = calibrated.network.copied(), calibrated
     for place, exponent in enumerate(method.rounds.exponents(min(bound.share for bound in bounds))):
@@ -392,110 +396,14 @@ class Refit:
 # What comes after the recovery
 
 
-class _Reached(Exception):
-    """The forward got where it should."""
-
-
-def first_calls(model: nn.Module, layer: nn.Module, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """What the first layer is called with, per batch: its hidden states by `hidden_states`, and the rest by name."""
-    found: list[dict[str, Any]] = []
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = list(inspect.signature(module.forward).parameters)
-        found.append({**dict(zip(names, args, strict=False)), **kwargs})
-        raise _Reached
-
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    with inference(model):
-        for batch in batches:
-            with suppress(_Reached):
-                model(**batch.inputs)
-    handle.remove()
-    return found
-
-
-def called_with(layer: nn.Module, call: dict[str, Any], hidden: Tensor) -> Tensor:
-    """What a layer makes of hidden states [B, S, d]."""
-    returned = layer(**{**call, "hidden_states": hidden})
-    return returned[0] if isinstance(returned, tuple) else returned
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerDescent:
-    """Layer by layer, all parameters of a layer are fitted by gradient descent to the dense layer's output.
-
-    Attributes:
-        epochs: over the calibration rows.
-        rate: at the start; it falls to zero.
-        parts: of the calibration rows.
-        span: layers that are fitted together, to the output of the last of them.
-    """
-
-    epochs: int = 3
-    rate: float = 1e-3
-    parts: int = 1
-    span: int = 1
-
-    def run(self, case: Case, model: Any) -> nn.Module:
-        """Fit a recovered model, in place."""
-        dense: Any = case.opened.model
-        batches = [batch for part in case.parts[: self.parts] for batch in part]
-        layers, wanted = list(model.bert.encoder.layer), list(dense.bert.encoder.layer)
-        calls, aims = first_calls(model, layers[0], batches), first_calls(dense, wanted[0], batches)
-        hidden, aim = [call["hidden_states"] for call in calls], [call["hidden_states"] for call in aims]
-        for start in range(0, len(layers), self.span):
-            stop = min(len(layers), start + self.span)
-            with inference(dense):
-                for layer in wanted[start:stop]:
-                    aim = [called_with(layer, call, x) for call, x in zip(aims, aim, strict=True)]
-            # the head of a classifier reads CLS
-            last = stop == len(layers)
-            masks = [batch.inputs["attention_mask"].bool() for batch in batches]
-            read = [torch.zeros_like(m).index_fill_(1, torch.tensor([0]), value=True) if last else m for m in masks]
-            _descend(layers[start:stop], calls, list(zip(hidden, aim, read, strict=True)), self, case.seed)
-            with inference(model):
-                for layer in layers[start:stop]:
-                    hidden = [called_with(layer, call, x) for call, x in zip(calls, hidden, strict=True)]
-        return model
-
-
-def _descend(
-    layers: Sequence[nn.Module],
-    calls: Sequence[dict[str, Any]],
-    states: Sequence[tuple[Tensor, Tensor, Tensor]],
-    options: LayerDescent,
-    seed: int,
-) -> None:
-    """Adam with a rate that falls to zero; `states` are input, aim and tokens read of each batch."""
-    pieces = [
-        (i, slice(at, at + _ROWS_PER_STEP))
-        for i, (x, _, _) in enumerate(states)
-        for at in range(0, len(x), _ROWS_PER_STEP)
-    ]
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=options.rate)
-    steps = options.epochs * len(pieces)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    with torch.enable_grad():
-        for _ in range(options.epochs):
-            for at in torch.randperm(len(pieces), generator=generator).tolist():
-                i, rows = pieces[at]
-                x, wanted, read = states[i]
-                # every layer takes the slice of what belongs to rows
-                call = {
-                    name: v[rows] if isinstance(v, Tensor) and len(v) == len(x) else v for name, v in calls[i].items()
-                }
-                x = x[rows]
-                for layer in layers:
-                    x = called_with(layer, call, x)
-                loss = (x - wanted[rows])[read[rows]].square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+def layers_fitted(options: LayerDescent, case: Case, model: Any) -> nn.Module:
+    """A recovered model whose layers are fitted as a whole, in place."""
+    dense: Any = case.opened.model
+    batches = [batch for part in case.parts[: options.parts] for batch in part]
+    layers, wanted = list(model.bert.encoder.layer), list(dense.bert.encoder.layer)
+    stacks = Stacks(model=model, layers=layers, dense=dense, wanted=wanted, first_alone=True)
+    descend_layers(stacks, batches, options, case.seed)
+    return model
 
 
 def head_inputs(model: Any, batches: Sequence[Batch]) -> Tensor:
@@ -584,21 +492,49 @@ def descended(**changes: Any) -> Lever:
     return lever
 
 
+def with_curves(case: Case, budget: Budget, factors: Callable[[Sublayer], float]) -> nn.Module:
+    """A cut and its recovery where every sublayer's loss curve is taken times a factor."""
+
+    def curves(calibrated: Calibrated, options: Any) -> Any:
+        found, by_name = loss_curves(calibrated, options), {s.name: factors(s) for s in calibrated.sublayers}
+        return {name: replace(curve, loss=curve.loss * by_name[name]) for name, curve in found.items()}
+
+    with replaced(selecting, loss_curves=curves):
+        network = shrunk(case.calibrated, budget, DEFAULT)
+    recover(network, case.calibrated.data, case.calibrated.statistics, method=DEFAULT)
+    return network.model
+
+
 def scaled(factor: float) -> Lever:
     """The loss curves of attention times a factor: above 1 keeps more heads, below 1 more neurons."""
+    return lambda case, budget: with_curves(case, budget, lambda s: factor if s.spec.mixes_tokens else 1.0)
 
-    def lever(case: Case, budget: Budget) -> nn.Module:
-        def curves(calibrated: Calibrated, options: Any) -> Any:
-            found = loss_curves(calibrated, options)
-            attention = {s.name for s in calibrated.sublayers if s.spec.mixes_tokens}
-            return {n: replace(c, loss=c.loss * factor) if n in attention else c for n, c in found.items()}
 
-        with replaced(selecting, loss_curves=curves):
-            network = shrunk(case.calibrated, budget, DEFAULT)
-        recover(network, case.calibrated.data, case.calibrated.statistics, method=DEFAULT)
-        return network.model
+def searched(case: Case, budget: Budget) -> nn.Module:
+    """The allocation of several that is best by KL on training rows of its own, each candidate cut and recovered.
 
-    return lever
+    A candidate's factors are those of the best of the generation before it, each times exp(STEP N(0, 1)).
+    """
+    judges = case.search_rows
+    dense = predictions(case.subject, case.opened.model, judges)
+
+    def loss(model: nn.Module) -> float:
+        return float((dense.exp() * (dense - predictions(case.subject, model, judges))).sum(dim=1).mean())
+
+    names = [sublayer.name for sublayer in case.calibrated.sublayers]
+    generator = torch.Generator().manual_seed(case.seed)
+    best = case.default(budget)
+    least, scales = loss(best), torch.zeros(len(names))
+    for _ in range(GENERATIONS):
+        parent = scales
+        for _ in range(CANDIDATES):
+            tried = parent + STEP * torch.randn(len(names), generator=generator)
+            factors = dict(zip(names, tried.exp().tolist(), strict=True))
+            model = with_curves(case, budget, lambda s, own=factors: own[s.name])
+            found = loss(model)
+            if found < least:
+                least, scales, best = found, tried, model
+    return best
 
 
 def headed(first: Lever | None = None, **changes: Any) -> Lever:
@@ -612,10 +548,10 @@ def layered(*, first: Lever | None = None, **changes: Any) -> Lever:
 
     def lever(case: Case, budget: Budget) -> nn.Module:
         if first is not None:
-            return options.run(case, first(case, budget))
+            return layers_fitted(options, case, first(case, budget))
         key = (options, budget.macs)
         if key not in case.models:
-            case.models[key] = options.run(case, case.default(budget))
+            case.models[key] = layers_fitted(options, case, case.default(budget))
         return copy.deepcopy(case.models[key])
 
     return lever
@@ -667,6 +603,7 @@ LEVERS: dict[str, Lever] = {
     ),
     "attention curves x 0.5": scaled(0.5),
     "attention curves x 2": scaled(2.0),
+    "allocation searched by loss": searched,
 }
 
 

@@ -29,6 +29,8 @@ from faster_pruner.linalg.solve import solve_dtype
 # Columns per strip of the symmetric update; narrower strips save little and multiply slower. A GPU wants larger
 # products (its sizes are not measured).
 _STRIP_ON_CPU, _STRIP_ELSEWHERE = 192, 1024
+# Outputs whose error is computed together.
+_OUTPUTS = 256
 # Tokens that are collected before they are multiplied. CPU libraries generate code for every new shape of a product,
 # for up to a millisecond, and batches come in many lengths.
 _TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 1024, 4096
@@ -196,7 +198,11 @@ class SecondMoment:
         self._sums.finish()
         gram = self._sums.product[:, : self._sums.n]
         if self._mirrored_at != self.count:
-            gram.copy_(gram.triu() + gram.triu(1).T)
+            for start in range(0, self._sums.n, _STRIP_ON_CPU):
+                stop = start + _STRIP_ON_CPU
+                square = gram[start:stop, start:stop]
+                square.copy_(square.triu() + square.triu(1).T)
+                gram[stop:, start:stop] = gram[start:stop, stop:].T
             self._mirrored_at = self.count
         return gram
 
@@ -275,29 +281,34 @@ class RegressionMoments:
     @property
     def target_total(self) -> Tensor:
         """[d] float64, sum of r."""
-        _, centre, total = self._of_targets()
+        centre, total = self._of_targets()
         return total + self.count * centre
 
     @property
     def target_square(self) -> Tensor:
         """0-d float64, sum of ||r||^2."""
-        _, centre, total = self._of_targets()
+        centre, total = self._of_targets()
         return self._sums.square + 2 * centre @ total + self.count * centre.square().sum()
 
-    def _of_targets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """About the centre, float64: cross moment [n, d], centre of r [d], sum of r [d]."""
+    def _of_targets(self) -> tuple[Tensor, Tensor]:
+        """About the centre, float64: centre of r [d], sum of r [d]."""
         self._sums.finish()
-        n, dtype = self._sums.n, self._sums.total.dtype
-        return self._sums.product[:, n:].to(dtype, copy=True), self._sums.centre[n:].to(dtype), self._sums.total[n:]
+        n, total = self._sums.n, self._sums.total
+        return self._sums.centre[n:].to(total.dtype), total[n:]
+
+    def _cross(self) -> Tensor:
+        """[n, d] float64: cross moment about the centre."""
+        self._sums.finish()
+        return self._sums.product[:, self._sums.n :].to(self._sums.total.dtype, copy=True)
 
     def centred_cross(self) -> Tensor:
         """[n, d] float64: sum of ``(x - mean)' (r - mean)``."""
-        cross, _, total = self._of_targets()
-        return cross.addr_(self.x.total_about_centre, total, alpha=-1 / max(1, self.count))
+        _, total = self._of_targets()
+        return self._cross().addr_(self.x.total_about_centre, total, alpha=-1 / max(1, self.count))
 
     def plain_cross(self) -> Tensor:
         """[n, d] float64: sum of ``x' r``."""
-        cross, centre, total = self._of_targets()
+        cross, (centre, total) = self._cross(), self._of_targets()
         c = self.x.centre.to(cross.dtype)
         return cross.addr_(c, total).addr_(self.x.total_about_centre + self.count * c, centre)
 
@@ -312,13 +323,19 @@ class RegressionMoments:
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """Relative root-mean-square error ``||x W' + b - r|| / ||r||`` over all tokens added."""
-        cross, centre, total = self._of_targets()
-        w = weight.to(cross.dtype)
-        b = torch.zeros_like(centre) if bias is None else bias.to(cross.dtype)
-        # with x = z + c and r = s + e: x W' + b - r = z W' - s + (c W' + b - e)
-        rest = w @ self.x.centre.to(cross.dtype) + b - centre
-        aw = self.x.about_centre.to(cross.dtype) @ w.T
-        square = (w.T * aw).sum() - 2 * (w.T * cross).sum() + self._sums.square
-        square = square + 2 * rest @ (w @ self.x.total_about_centre - total) + self.count * rest.square().sum()
-        relative = square.clamp(min=0) / self.target_square.clamp(min=torch.finfo(cross.dtype).tiny)
+        sums, n = self._sums, self._sums.n
+        centre, total = self._of_targets()
+        dtype = total.dtype
+        a, x_centre, square = self.x.about_centre.to(dtype), self.x.centre.to(dtype), sums.square
+        # by blocks of outputs: little is computed beside the moment
+        for j in range(0, weight.shape[0], _OUTPUTS):
+            own = slice(j, j + _OUTPUTS)
+            w, e, s = weight[own].to(dtype), centre[own], total[own]
+            b = torch.zeros_like(e) if bias is None else bias[own].to(dtype)
+            # with x = z + c and r = s + e: x W' + b - r = z W' - s + (c W' + b - e)
+            rest = w @ x_centre + b - e
+            cross = sums.product[:, n:][:, own].to(dtype)
+            square = square + (w.T * (a @ w.T - 2 * cross)).sum() + self.count * rest.square().sum()
+            square = square + 2 * rest @ (w @ self.x.total_about_centre - s)
+        relative = square.clamp(min=0) / self.target_square.clamp(min=torch.finfo(dtype).tiny)
         return float(relative.sqrt())

@@ -110,8 +110,8 @@ def _as_columns(tensor: Tensor) -> Tensor:
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
 
-def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridge: float) -> System:
-    """Cast to solve precision and add the relative ridge. Raises ValueError on shapes that do not fit."""
+def as_given(matrix: Tensor, right_side: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Right sides and prior as columns [n, m] in solve precision. Raises ValueError on shapes that do not fit."""
     n = matrix.shape[0]
     if matrix.shape != (n, n) or right_side.shape[0] != n or right_side.ndim > 2:
         raise ValueError(
@@ -120,15 +120,30 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
         )
     dtype = solve_dtype(matrix.device)
     columns = _as_columns(right_side).to(dtype)
-    start = torch.zeros_like(columns) if prior is None else _as_columns(prior).to(dtype)
-    a = matrix.to(dtype)
-    if ridge > 0 and n > 0:
-        mean = a.diagonal().mean()
-        ridge_abs = ridge * torch.where(mean > 0, mean, torch.ones_like(mean))
-        a = a.clone() if a is matrix else a
-        a.diagonal().add_(ridge_abs)
-        columns = columns + ridge_abs * start
-    return System(a, columns, start)
+    return columns, torch.zeros_like(columns) if prior is None else _as_columns(prior).to(dtype)
+
+
+def absolute_ridge(matrix: Tensor, ridge: float) -> Tensor:
+    """0-d, in solve precision: what is added to the diagonal for a relative ridge."""
+    diagonal = matrix.diagonal().to(solve_dtype(matrix.device))
+    if ridge <= 0 or not diagonal.numel():
+        return diagonal.new_zeros(())
+    mean = diagonal.mean()
+    return ridge * torch.where(mean > 0, mean, torch.ones_like(mean))
+
+
+def with_ridge(matrix: Tensor, ridge_abs: Tensor) -> Tensor:
+    """A copy of a matrix in solve precision, with the ridge on its diagonal."""
+    found = matrix.to(ridge_abs.dtype, copy=True)
+    found.diagonal().add_(ridge_abs)
+    return found
+
+
+def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridge: float) -> System:
+    """Cast to solve precision and add the relative ridge. Raises ValueError on shapes that do not fit."""
+    columns, start = as_given(matrix, right_side, prior)
+    ridge_abs = absolute_ridge(matrix, ridge)
+    return System(with_ridge(matrix, ridge_abs), columns + ridge_abs * start, start)
 
 
 def relative_residual(system: System, value: Tensor) -> Tensor:

@@ -383,6 +383,8 @@ def _reconstruct(model: nn.Module, sublayer: Sublayer, moments: RegressionMoment
     before = moments.error(own, own_bias)
     matrix, right_side = moments.normal_equations(intercept=own_bias is not None)
     solution, note = solve_or_fall_back(recovery.solver, matrix, right_side, own.T.to(matrix.dtype))
+    # they are as large as all that is left to do
+    del matrix, right_side
     weight = solution.value.T
     bias = None if own_bias is None else moments.intercept(weight)
     after = moments.error(weight, bias)

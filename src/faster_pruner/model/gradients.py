@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.saved import Packed, Saved
 from faster_pruner.host.spill import Shelf
-from faster_pruner.model.passes import activation_gradients_only, by_row, first_input
+from faster_pruner.model.passes import activation_gradients_only, by_row, first_input, without_cache
+from faster_pruner.model.recompute import Recomputed
 from faster_pruner.model.spec import Sublayer
 
 
@@ -148,23 +149,33 @@ class _Call:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """What the hooks of all sublayers have in common.
+
+    Attributes:
+        bases: of the forward that is running.
+        report: is given each sublayer with what was seen of it.
+        arrived: is given each sublayer with x [B, S, n] when the forward reaches its projection.
+        saved: keeps what was seen until the backward; None where it stays as it is.
+        layers: those that are run again in the backward: then it is seen, and not kept before.
+    """
+
+    bases: Bases
+    report: Callable[[Sublayer, Observation], None]
+    arrived: Callable[[Sublayer, Tensor], None]
+    saved: Saved | None
+    layers: Recomputed
+
+
 class _Watch:
     """Hooks of one sublayer for `gradients`."""
 
-    def __init__(
-        self,
-        sublayer: Sublayer,
-        bases: Bases,
-        report: Callable[[Sublayer, Observation], None],
-        arrived: Callable[[Sublayer, Tensor], None],
-        *,
-        differentiated: bool,
-        saved: Saved | None,
-    ) -> None:
-        self.sublayer, self.bases, self.report, self.arrived = sublayer, bases, report, arrived
+    def __init__(self, sublayer: Sublayer, common: _Watched, *, differentiated: bool) -> None:
+        self.sublayer, self.common = sublayer, common
         self.differentiated = differentiated
         # nothing is kept for long where no backward follows
-        self.saved = saved if differentiated else None
+        self.saved = common.saved if differentiated else None
         self.source: Tensor | None = None
         self.running: _Call | None = None
 
@@ -186,14 +197,20 @@ class _Watch:
         """Keep the input. The graph starts where no differentiated sublayer has a part in it."""
         del module
         x: Tensor = args[0]
-        self.arrived(self.sublayer, x)
+        layer = self.common.layers.present
+        again = layer is not None and layer.again
+        if not again:
+            self.common.arrived(self.sublayer, x)
         if self.differentiated:
             x = x if x.requires_grad else x.detach().requires_grad_()
-        call = self.running = _Call(self.saved)
-        for name, value in (("x", x), ("base", self.bases.of(self.sublayer)), ("source", self.source)):
-            call.keep(name, value)
+        base, source = self.common.bases.of(self.sublayer), self.source
         self.source = None
-        if self.differentiated:
+        call = _Call(self.saved) if layer is None else layer.noted_as(_Call(None))
+        self.running = call
+        if layer is None or again or not self.differentiated:
+            for name, value in (("x", x), ("base", base), ("source", source)):
+                call.keep(name, value)
+        if self.differentiated and not again:
             # the last gradient of a call to come
             x.register_hook(partial(self.finish, call))
         return (x, *args[1:])
@@ -203,16 +220,21 @@ class _Watch:
         del module, args
         call, self.running = self.running, None
         assert call is not None
-        call.keep("y", y)
+        layer = self.common.layers.present
+        again = layer is not None and layer.again
+        if layer is None or again or not self.differentiated:
+            call.keep("y", y)
         if not self.differentiated:
-            self.finish(call, None)
+            if not again:
+                self.finish(call, None)
             return y
-        y.register_hook(partial(call.keep, "y_gradient"))
+        if not again:
+            y.register_hook(partial(call.keep, "y_gradient"))
         return y.clone()
 
     def finish(self, call: _Call, x_gradient: Tensor | None) -> None:
         """Everything is known of a call now: report it."""
-        self.report(self.sublayer, call.observation(x_gradient))
+        self.common.report(self.sublayer, call.observation(x_gradient))
 
 
 def _nothing(sublayer: Sublayer, x: Tensor) -> None:
@@ -244,16 +266,24 @@ def gradients(
         shelf: says how much of what a forward leaves for its backward stays in memory where weights are kept in files;
             None for nothing of it. Elsewhere all of it does.
     """
-    bases = Bases()
-    saved = Saved(shelf or Shelf(0), [*model.parameters(), *model.buffers()]) if are_in_files() else None
+    in_files = are_in_files()
+    saved = Saved(shelf or Shelf(0), [*model.parameters(), *model.buffers()]) if in_files else None
+    bases, layers = Bases(), Recomputed()
+    common = _Watched(bases=bases, report=report, arrived=arrived or _nothing, saved=saved, layers=layers)
+    watches = [
+        _Watch(sublayer, common, differentiated=place >= start and sublayer.units > 0)
+        for place, sublayer in enumerate(sublayers)
+    ]
     with ExitStack() as stack:
         stack.enter_context(activation_gradients_only(model))
         if saved is not None:
             stack.enter_context(saved.graph())
+            # keys and values that a layer keeps would be added to by its second run
+            stack.enter_context(without_cache(model))
+            paths = dict.fromkeys(watch.sublayer.prefix.removesuffix(".") for watch in watches if watch.differentiated)
+            layers.attach(stack, [model.get_submodule(path) for path in paths])
         Bases.attach(stack, model, sublayers, lambda: bases)
-        for place, sublayer in enumerate(sublayers):
-            differentiated = place >= start and sublayer.units > 0
-            watch = _Watch(sublayer, bases, report, arrived or _nothing, differentiated=differentiated, saved=saved)
+        for watch in watches:
             watch.attach(stack, model)
         yield
 
