@@ -22,7 +22,13 @@ from faster_pruner.costs.latency import LatencyLimit
 from faster_pruner.errors import OptionError
 from faster_pruner.host import mapped
 
-pytestmark = pytest.mark.usefixtures("quick_latency")
+pytestmark = pytest.mark.usefixtures("quick_latency", "all_in_files")
+
+
+@pytest.fixture
+def all_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny tensors, too."""
+    monkeypatch.setattr(mapped, "_SMALL", 0)
 
 
 def save_llama(folder: Path, **sizes: Any) -> Path:

@@ -34,14 +34,16 @@ def lies_in_file(tensor: torch.Tensor) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are listed as Linux does it")
 def test_what_is_made_inside_lies_in_files(place: Path) -> None:
-    x = torch.randn(3, 4)
+    x = torch.randn(130, 140)
     with mapped.in_files():
         assert mapped.are_in_files()
-        made = [mapped.zeros((2, 5), device=CPU), mapped.copied(x), mapped.settled(x), mapped.copied(x.T)]
+        made = [mapped.zeros((200, 100), device=CPU), mapped.copied(x), mapped.settled(x), mapped.copied(x.T)]
         with mapped.in_files(False):
             assert not lies_in_file(mapped.copied(x))
+        # biases and norms: as many as matrices, and of no size
+        assert not lies_in_file(mapped.copied(x[0]))
     assert all(map(lies_in_file, made))
-    assert torch.equal(made[0], torch.zeros(2, 5))
+    assert torch.equal(made[0], torch.zeros(200, 100))
     assert torch.equal(made[1], x)
     assert torch.equal(made[3], x.T)
     assert not mapped.are_in_files()
@@ -52,7 +54,7 @@ def test_what_is_made_inside_lies_in_files(place: Path) -> None:
 
 
 def test_a_copy_is_of_another_dtype(place: Path) -> None:
-    x = torch.randn(3, 4)
+    x = torch.randn(200, 300)
     for wanted in (True, False):
         with mapped.in_files(wanted):
             assert torch.equal(mapped.copied(x, dtype=torch.bfloat16), x.bfloat16())
@@ -74,7 +76,7 @@ def test_a_full_disk_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         mapped.in_files(),
         pytest.raises(OutputError, match="No space left on device; use fewer rows, or let .*TMP"),
     ):
-        mapped.zeros((4, 4), device=CPU)
+        mapped.zeros((400, 400), device=CPU)
     assert list(place.iterdir()) == []
 
 

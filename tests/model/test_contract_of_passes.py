@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import cases
 from cases import Case, batch_of, inputs_of
 from faster_pruner.data.batches import Batch
+from faster_pruner.host import mapped
 from faster_pruner.model.gradients import Observation, gradients
 from faster_pruner.model.lockstep import Arrival, lockstep
 from faster_pruner.model.spec import Sublayer
@@ -107,6 +108,25 @@ def observed(
                 logits.backward(cotangents[: logits.shape[0]])
             assert sorted(order) == sorted(s.name for s in sublayers)
     return seen, order
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_layers_show_when_they_are_run_again_is_the_same(case: Case, name: str, share: float) -> None:
+    """With weights in files, layers are run again in the backward: everything is as without, to the last bit."""
+    inputs = inputs_of(name)
+    cotangents = torch.randn_like(cases.logits_of(case.model, inputs))
+    sublayers = in_order(case, inputs)
+    start = int(share * len(sublayers))
+    expected, order = observed(case, name, sublayers, inputs, cotangents, start=start)
+    forwards = [vars(module).get("forward") for module in case.model.modules()]
+    with mapped.in_files():
+        seen, again = observed(case, name, sublayers, inputs, cotangents, start=start)
+    assert again == order
+    for key, wanted in expected.items():
+        for part, value in vars(wanted).items():
+            found = getattr(seen[key], part)
+            assert found is value is None or torch.equal(found, value), f"{key}: {part}"
+    assert [vars(module).get("forward") for module in case.model.modules()] == forwards
 
 
 def test_gradients_are_those_of_autograd(case: Case, name: str) -> None:

@@ -15,6 +15,8 @@ from faster_pruner.checkpoint.companions import NONE, Companions
 from faster_pruner.checkpoint.opening import Opened
 from faster_pruner.costs.budget import Budget
 from faster_pruner.data.batches import EncodedRows
+from faster_pruner.host.heap import give_back
+from faster_pruner.host.mapped import are_in_files
 from faster_pruner.method.calibrated import Calibrated, Subject
 from faster_pruner.method.journal import NO_JOURNAL, Journal
 from faster_pruner.method.lesson import Unlabelled
@@ -133,6 +135,9 @@ class Job:
 def subject_of(opened: Opened, objective: Objective, attention_unit: AttentionUnit = "group") -> Subject:
     """A checkpoint as something to prune, with units as in `Method`. Raises UnsupportedModelError."""
     found = opened.describe(attention_unit)
+    if are_in_files():
+        # every layer was copied and cut several times, which leaves gaps
+        give_back()
     return Subject(opened.model, found.sublayers, objective, opened.dtype, dict(found.left))
 
 

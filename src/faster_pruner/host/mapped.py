@@ -20,6 +20,8 @@ from torch import Tensor
 
 from faster_pruner.errors import OutputError
 
+# Tensors of fewer bytes stay in memory: biases and norms, of which there are as many as matrices.
+_SMALL = 1 << 16
 _IN_FILES: ContextVar[bool] = ContextVar("in_files", default=False)
 
 
@@ -40,7 +42,7 @@ def are_in_files() -> bool:
 
 def zeros(shape: Sequence[int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros: in a file where that is in force, else where torch puts them. Raises OutputError: no room on the disk."""
-    if _goes_to_file(device) and math.prod(shape):
+    if _goes_to_file(device, math.prod(shape) * dtype.itemsize):
         return from_file(shape, dtype)
     return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
@@ -49,14 +51,14 @@ def zeros(shape: Sequence[int], *, device: torch.device, dtype: torch.dtype = to
 def copied(tensor: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """A copy of a tensor: in a file where that is in force. Raises OutputError: no room on the disk."""
     where, kind = device or tensor.device, dtype or tensor.dtype
-    if _goes_to_file(where) and tensor.numel():
+    if _goes_to_file(where, tensor.numel() * kind.itemsize):
         return from_file(tensor.shape, kind).copy_(tensor.detach())
     return tensor.detach().to(device=where, dtype=kind, copy=True)
 
 
 def settled(tensor: Tensor) -> Tensor:
     """A tensor that was just made, or a copy of it in a file where that is in force. Raises OutputError: no room."""
-    return copied(tensor) if _goes_to_file(tensor.device) else tensor
+    return copied(tensor) if _goes_to_file(tensor.device, tensor.numel() * tensor.element_size()) else tensor
 
 
 def from_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -86,5 +88,6 @@ def from_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         ) from error
 
 
-def _goes_to_file(device: torch.device) -> bool:
-    return device.type == "cpu" and are_in_files()
+def _goes_to_file(device: torch.device, size: int) -> bool:
+    """Whether a tensor of so many bytes goes to a file."""
+    return size >= _SMALL and device.type == "cpu" and are_in_files()

@@ -22,7 +22,7 @@ from faster_pruner.options import Arithmetic
 # Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
 # And float64 matrices of an elimination and of a fit.
-_OF_AN_ELIMINATION, _OF_A_FIT = 7, 18
+_OF_AN_ELIMINATION, _OF_A_FIT = 7, 8
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
 _SINGLE, _DOUBLE, _MATRICES = 4, 8, 4
 
