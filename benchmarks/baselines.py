@@ -42,7 +42,7 @@ from faster_pruner.method.algorithm import calibrate, cut
 from faster_pruner.method.calibrated import Calibrated
 from faster_pruner.method.recovery import recover
 from faster_pruner.model.network import Network
-from faster_pruner.model.spec import Sublayer, resolve
+from faster_pruner.model.spec import Sublayer, matrix_of, resolve
 from faster_pruner.model.table import family_of
 from faster_pruner.options import PRESETS, CalibrationOptions, Method
 from faster_pruner.selection.search import Candidates, Selection, search_masks
@@ -57,7 +57,9 @@ def magnitude_selection(calibrated: Calibrated, share: float) -> Selection:
     for s in calibrated.sublayers:
         norm = s.weight(model).detach().square().sum(dim=0)
         for producer in s.parts.producers:
-            norm = norm + model.get_submodule(producer.path).weight.detach().square().sum(dim=1)
+            module = model.get_submodule(producer.path)
+            weight = matrix_of(module, transposed=producer.transposed, width=producer.inputs)
+            norm = norm + weight.detach().square().sum(dim=1)
         importance = norm.view(s.units, s.unit_size).sum(dim=1)
         unit_cost = float(cost.of(s, torch.tensor([1]))[0])
         candidates[s.name] = Candidates(kind=s.spec.kind, importance=importance, unit_cost=unit_cost)

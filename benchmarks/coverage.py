@@ -105,7 +105,7 @@ def passes_hold(model: Any, sublayers: list[Any], inputs: dict[str, Any]) -> str
         return "suspended forwards differ"
     seen: list[str] = []
     with gradients(model, sublayers, lambda s, observed: seen.append(s.name)):
-        sum(t.sum() for t in tensors_in(model(**inputs)) if t.requires_grad).backward()
+        torch.stack([t.sum() for t in tensors_in(model(**inputs)) if t.requires_grad]).sum().backward()
     if not seen or any(seen.count(name) != order.count(name) for name in seen):
         return f"gradients saw {len(seen)} of {len(order)} calls"
     return ""

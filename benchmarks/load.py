@@ -91,9 +91,9 @@ def limited(folder: Path, rows: int, beyond: int, shelf: int | None) -> dict[str
     spilled = [0]
     write = spill.Shelf.write
 
-    def counted(own: spill.Shelf, tensor: Any) -> Path:
+    def counted(self: spill.Shelf, tensor: Any) -> Path:
         spilled[0] += tensor.nbytes
-        return write(own, tensor)
+        return write(self, tensor)
 
     spill.Shelf.write = counted
     # what is imported late is there, and the memory of a model that is let go of

@@ -62,7 +62,8 @@ def scores(model: nn.Module, subject: Subject, rows: EncodedRows) -> dict[str, f
     assert predicted.labels is not None
     found = evaluate(predicted, subject.objective, split="", rows=len(rows)).metrics
     starts = np.flatnonzero(np.diff(predicted.rows))
-    names = model.config.id2label
+    config: Any = model.config
+    names = config.id2label
 
     def tags(classes: np.ndarray) -> list[list[str]]:
         return [[names[int(c)] for c in row] for row in np.split(classes, starts + 1)]

@@ -102,9 +102,7 @@ def residuals(case: Case, macs: float) -> dict[str, Any]:
 
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
     """A row per task and number of rows."""
-    lines = [
-        "| task, MACs kept | rows | held-out residual | of it gone by this doubling | sublayers where that is 2 % |"
-    ]
+    lines = ["| task, MACs kept | rows | held-out residual | gone by more rows | sublayers where that is over 2 % |"]
     lines.append("|---" * 5 + "|")
     for task, macs in dict.fromkeys((r["task"], r["macs"]) for r in records):
         own = [r for r in records if (r["task"], r["macs"]) == (task, macs)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from faster_pruner.data.batches import Batch
-from faster_pruner.model.passes import inference
+from faster_pruner.model.passes import inference, without_cache
 
 # Rows per step.
 _ROWS_PER_STEP = 64
@@ -32,7 +32,8 @@ def first_calls(model: nn.Module, layer: nn.Module, batches: Sequence[Batch]) ->
         raise _Reached
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    with inference(model):
+    # keys and values of one call would go on into the next
+    with inference(model), without_cache(model):
         for batch in batches:
             with suppress(_Reached):
                 model(**batch.inputs)

@@ -169,10 +169,9 @@ def test_killed_at_many_places_one_after_the_other(
     assert sorted(place.name for place in tmp_path.iterdir()) == ["out", "whole"]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_again_and_again_at_random(seed: int, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_at_random(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     """Each run gets some way beyond what is kept, and dies anywhere."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     deaths = torch.randint(14, 30, (20,), generator=generator).tolist()
     options = json.dumps({"macs": 0.15, "rows": 48, "method": "default"})
     lines = fresh.run(_CHILD, checkpoint, data, tmp_path, options, json.dumps(deaths)).stdout.splitlines()

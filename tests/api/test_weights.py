@@ -209,7 +209,7 @@ print(max(seen) - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted as Linux does it")
 def test_files_take_less_memory(tmp_path: Path) -> None:
     """Of what a process holds of its own in memory, several times the weights, less than half is left."""
-    sizes = {"hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 8}
+    sizes = {"hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 6}
     small, model = save_llama(tmp_path / "small"), save_llama(tmp_path / "model", **sizes)
     text = save_text(tmp_path / "text.txt").file
     size = (model / "model.safetensors").stat().st_size
