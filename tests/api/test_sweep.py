@@ -123,10 +123,31 @@ def test_nothing_is_replaced_unasked(checkpoint: Path, data: Path, tmp_path: Pat
         ("0.9:0.5:-0.2", ["0.9", "0.7", "0.5"]),
         ("0.5", ["0.5"]),
         ("40MB, 30MB", ["40MB", "30MB"]),
+        ("40MB:20MB:10mb", ["40MB", "30MB", "20MB"]),
+        ("12M:6M:2M", ["12M", "10M", "8M", "6M"]),
     ],
 )
 def test_ranges(text: str, wanted: list[str]) -> None:
     assert several(text, option="--macs") == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1.5:3:0.5", ["1.5", "2", "2.5", "3"]),
+        ("3x:2x:0.5x", ["3x", "2.5x", "2x"]),
+        ("20ms:5ms:5ms", ["20ms", "15ms", "10ms", "5ms"]),
+    ],
+)
+def test_ranges_of_times(text: str, wanted: list[str]) -> None:
+    assert several(text, option="--speedup", example="1.5:3:0.5", shares=False) == wanted
+
+
+@pytest.mark.parametrize("text", ["3:2", "20ms:5:5ms", "20ms:10us:5ms", "0:2:1", "1:100:0", "1:2000:1"])
+def test_what_is_no_range_of_times(text: str) -> None:
+    bad_input(f"range {text!r}")
+    with pytest.raises(FasterPrunerError, match="for instance 20ms:5ms:5ms"):
+        several(text, option="--latency", example="20ms:5ms:5ms", shares=False)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from faster_pruner.costs.latency import LatencyLimit
 
 _BUDGET = "Budget"
-_KINDS = ("macs", "params", "size", "latency", "speedup")
+# Kinds of budgets, and a range of each.
+_KINDS = {
+    "macs": "0.9:0.1:0.1",
+    "params": "12M:6M:2M",
+    "size": "40MB:20MB:10MB",
+    "latency": "20ms:5ms:5ms",
+    "speedup": "1.5:3:0.5",
+}
 
 
 def _limit(flag: str, words: str) -> Any:
@@ -158,12 +165,16 @@ class BudgetsOptions:
     macs: Annotated[
         str | None, _limit("--macs", "Shares of the encoder's MACs: 0.9:0.1:0.1 (from:to:step), or 0.7,0.5,0.3.")
     ] = None
-    params: Annotated[str | None, _limit("--params", "Parameters: shares, or numbers (12M,9M).")] = None
+    params: Annotated[str | None, _limit("--params", "Parameters: shares, or numbers (12M:6M:2M).")] = None
     size: Annotated[
-        str | None, _limit("--size", "Bytes of the weights file: shares, or 40MB,30MB. Give one kind of budgets.")
+        str | None, _limit("--size", "Bytes of the weights file: shares, or 40MB:20MB:10MB. Give one kind of budgets.")
     ] = None
-    latency: Annotated[str | None, _limit("--latency", "Times of a forward, measured here: 20ms,10ms.")] = None
-    speedup: Annotated[str | None, _limit("--speedup", "Times faster than the dense model: 1.5,2,3.")] = None
+    latency: Annotated[
+        str | None, _limit("--latency", "Times of a forward, measured here: 20ms:5ms:5ms, or 20ms,10ms.")
+    ] = None
+    speedup: Annotated[str | None, _limit("--speedup", "Times faster than the dense model: 1.5:3:0.5, or 1.5,2,3.")] = (
+        None
+    )
     batch: Batch = 1
     seq: Seq = 128
     runtime: Runtime = "torch"
@@ -182,4 +193,5 @@ class BudgetsOptions:
             )
         ((name, text),) = given.items()
         common = {name: getattr(self, name) for name in ("batch", "seq", "runtime", "allocation", "round_to")}
-        return [BudgetOptions(**{name: each}, **common).value() for each in several(text, option=f"--{name}")]
+        each = several(text, option=f"--{name}", example=_KINDS[name], shares=name not in ("latency", "speedup"))
+        return [BudgetOptions(**{name: one}, **common).value() for one in each]

@@ -14,6 +14,8 @@ _SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "
 _UNITS: Mapping[CostName, Mapping[str, float]] = {"macs": _COUNTS, "parameters": _COUNTS, "bytes": _SIZES}
 _EXAMPLES: Mapping[CostName, str] = {"macs": "1.2G", "parameters": "12M", "bytes": "40MB"}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+# A range is from, to, step; so many budgets at most.
+_PARTS_OF_A_RANGE, _MOST_BUDGETS = 3, 1000
 _NUMBER = re.compile(r"\s*(?P<number>\d+\.?\d*(e[+-]?\d+)?|\.\d+)\s*(?P<unit>%|[a-z]*)\s*", re.IGNORECASE)
 
 
@@ -47,8 +49,14 @@ def share_or_amount(text: str, cost: CostName, *, option: str) -> tuple[float | 
     return number, None
 
 
-def several(text: str, *, option: str) -> list[str]:
-    """Budgets as a range of shares "0.9:0.1:0.1" (from, to, step; both ends count), or separated by commas.
+def several(text: str, *, option: str, example: str = "0.9:0.1:0.1", shares: bool = True) -> list[str]:
+    """Budgets as a range "0.9:0.1:0.1" or "40MB:20MB:10MB" (from, to, step; both ends count), or separated by commas.
+
+    Args:
+        text: of them; the numbers of a range have one suffix.
+        option: that it was given for.
+        example: of a range of this kind.
+        shares: numbers without a suffix are shares.
 
     Raises:
         OptionError: it is neither, or the range has no end.
@@ -56,26 +64,30 @@ def several(text: str, *, option: str) -> list[str]:
     if ":" not in text:
         found = [each.strip() for each in text.split(",") if each.strip()]
         if not found:
-            raise OptionError(f"{option} is {shown(text)}; give budgets like 0.7,0.5,0.3 or a range like 0.9:0.1:0.1")
+            raise OptionError(f"{option} is {shown(text)}; give budgets like 0.7,0.5,0.3 or a range like {example}")
         return found
-    parts = text.split(":")
-    example = "a range is from:to:step, for instance 0.9:0.1:0.1"
-    try:
-        first, last, step = (_share(part) for part in parts)
-    except ValueError as error:
-        raise OptionError(f"{option} is {shown(text)}; {example}") from error
-    step = abs(step)
-    if not (0 < first <= 1 and 0 < last <= 1 and 1e-3 <= step <= 1):
+    what = f"{option} is {shown(text)}; "
+    parts = [_NUMBER.fullmatch(part.strip().removeprefix("-")) for part in text.split(":")]
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts) or len(parts) != _PARTS_OF_A_RANGE or len({p["unit"].lower() for p in known}) != 1:
+        raise OptionError(f"{what}a range is from:to:step, each with the same suffix, for instance {example}")
+    unit, (first, last, step) = known[0]["unit"], (float(part["number"]) for part in known)
+    if shares and unit in ("", "%"):
+        first, last, step, unit = *(_share(number, unit) for number in (first, last, step)), ""
+        if not (0 < first <= 1 and 0 < last <= 1 and 1e-3 <= step <= 1):
+            raise OptionError(f"{what}shares are above 0 and at most 1, steps at least 0.001: for instance {example}")
+    most = _MOST_BUDGETS
+    if min(first, last, step) <= 0 or abs(first - last) > most * step:
         raise OptionError(
-            f"{option} is {shown(text)}; shares are above 0 and at most 1, steps at least 0.001: {example}"
+            f"{what}numbers are above 0, and a range holds at most {most} of them: for instance {example}"
         )
     count = int(abs(first - last) / step + 1e-6)
-    return [f"{first + (step if last > first else -step) * i:.6g}" for i in range(count + 1)]
+    return [f"{first + (step if last > first else -step) * i:.6g}{unit}" for i in range(count + 1)]
 
 
-def _share(text: str) -> float:
-    """A plain number, or percent. Raises ValueError."""
-    return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+def _share(number: float, unit: str) -> float:
+    """A plain number, or percent."""
+    return number / 100 if unit == "%" else number
 
 
 def limit_of(text: str, cost: CostName, *, option: str) -> Limit:
