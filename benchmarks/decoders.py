@@ -83,7 +83,7 @@ OURS: dict[str, tuple[Method, AllocationName]] = {
     "ours": (DEFAULT, "free"),
     "ours, least squares alone": (LEAST_SQUARES, "free"),
     "ours, one size for all layers": (LEAST_SQUARES, "uniform"),
-    "ours, stock sizes": (LEAST_SQUARES, "stock"),
+    "ours, stock sizes": (DEFAULT, "stock"),
     "ours, G = I": (FLAT, "free"),
     "OSSCAR-like": (OSSCAR, "uniform"),
 }
