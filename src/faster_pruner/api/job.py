@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,8 @@ def subject_of(opened: Opened, objective: Objective, attention_unit: AttentionUn
     """A checkpoint as something to prune, with units as in `Method`. Raises UnsupportedModelError."""
     found = opened.describe(attention_unit)
     if are_in_files():
-        # every layer was copied and cut several times, which leaves gaps
+        # every layer was copied and cut several times: some of it is in cycles, and gaps are left
+        gc.collect()
         give_back()
     return Subject(opened.model, found.sublayers, objective, opened.dtype, dict(found.left))
 

@@ -326,8 +326,7 @@ def lockstep(
     """
     with ExitStack() as stack:
         stack.enter_context(inference(model))
-        if branches:
-            stack.enter_context(without_cache(model))
+        stack.enter_context(without_cache(model))
         run = Lockstep(model, batches, setting or PassSetting())
         stack.callback(run.close)
         run.attach(stack, sublayers, masks or {}, producers=producers, branches=branches)

@@ -65,7 +65,9 @@ def _evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def without_cache(model: nn.Module) -> Generator[None]:
-    """A model that keeps no keys and values, to which a layer that is called again would add."""
+    """A model that keeps no keys and values: a layer that is called again would add to them, and of suspended forwards
+    they are as large as hidden states of a layer or two, for every layer.
+    """
     with _configured(model, {"use_cache": False}):
         yield
 
