@@ -614,11 +614,15 @@ def run(task: str, seed: int, budgets: Sequence[float], names: Sequence[str], he
     """One record per lever and budget."""
     case = open_case(task, seed, heads, more=any("x rows" in name for name in names))
     for share in budgets:
+        against: dict[str, float] = {}
         for name in names:
             started = time.perf_counter()
             found = judged(case, LEVERS[name](case, Budget(macs=share)))
             print(task, seed, share, name, found, f"{time.perf_counter() - started:.0f}s", flush=True)
-            yield {"task": task, "seed": seed, "macs": share, "lever": name, **found}
+            yield {"task": task, "seed": seed, "macs": share, "lever": name, **found, **against}
+            if name == "default":
+                # of the same call: another machine's arithmetic makes another default
+                against = {"against": found["kl"]}
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -638,7 +642,7 @@ def table(records: list[dict[str, Any]], task: str) -> list[str]:
         for budget in budgets:
             runs = [r for r in own.values() if r["lever"] == lever and r["macs"] == budget]
             pairs = [
-                r["kl"] - own[task, r["seed"], budget, "default"]["kl"]
+                r["kl"] - r.get("against", own[task, r["seed"], budget, "default"]["kl"])
                 for r in runs
                 if (task, r["seed"], budget, "default") in own
             ]
