@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import cases
+import stock_models
 import tiny
 from cases import Case
 from faster_pruner.model.gradients import Observation, gradients
@@ -127,3 +129,19 @@ def test_the_first_tensor_is_found_however_it_is_passed() -> None:
     assert first_input((x, other), {}) is x
     assert first_input((None, x), {"other": other}) is x
     assert first_input((), {"flag": True, "x": x}) is x
+
+
+def test_suspended_forwards_keep_no_keys_and_values() -> None:
+    """They are as large as hidden states, for every layer, until the last sublayer is done."""
+    model, described = stock_models.dense("llama")
+    rows = tiny.make_batches(replace(tiny.make_rows(), labels=None))
+    model.config.use_cache = True
+    keys = ("input_ids", "attention_mask")
+    batches = [replace(batch, inputs={key: batch.inputs[key].clamp(max=7) for key in keys}) for batch in rows]
+    assert model(**batches[0].inputs).past_key_values is not None
+    with lockstep(model, described.sublayers, batches) as run:
+        for sublayer in described.sublayers:
+            list(run.arrivals(sublayer))
+        run.finish()
+        assert all(returned.past_key_values is None for returned in run.returned)
+    assert model.config.use_cache
