@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import cases
 import fresh
 from faster_pruner.errors import OutputError
 from faster_pruner.host import heap, mapped
+from faster_pruner.model.network import Network
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,20 @@ def test_what_is_made_inside_lies_in_files(place: Path) -> None:
     assert not lies_in_file(mapped.copied(x))
     # the files have no names any more
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are listed as Linux does it")
+def test_all_weights_of_a_model_that_was_cut_lie_in_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "_SMALL", 0)
+    case = cases.make("bert")
+    with mapped.in_files():
+        student = Network(case.model, case.sublayers).copied()
+        for left in (3, 2, 1):
+            kept = {s.name: torch.arange(min(s.units, left)) for s in student.sublayers}
+            student = student.shrunk(kept)
+            paths = [path for s in student.sublayers for path in (s.parts.projection, s.parts.producers[0].path)]
+            tensors = [own for path in paths for own in student.model.get_submodule(path).parameters(recurse=False)]
+            assert all(map(lies_in_file, tensors))
 
 
 def test_a_copy_is_of_another_dtype(place: Path) -> None:

@@ -48,10 +48,11 @@ def cut_down(model: nn.Module, parts: Parts, keep: Tensor) -> Parts:
     if not are_in_files() or keep.numel() in (0, parts.units):
         return shrink(model, parts, keep)
     paths = (parts.projection, *(producer.path for producer in parts.producers))
-    before = {id(tensor) for path in paths for tensor in model.get_submodule(path).parameters(recurse=False)}
+    # held, or a new one might be where an old one was
+    before = [tensor for path in paths for tensor in model.get_submodule(path).parameters(recurse=False)]
     smaller = shrink(model, parts, keep)
     for path in paths:
         for parameter in model.get_submodule(path).parameters(recurse=False):
-            if id(parameter) not in before:
+            if not any(parameter is tensor for tensor in before):
                 parameter.data = settled(parameter.detach())
     return smaller
