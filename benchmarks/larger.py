@@ -1,7 +1,7 @@
 """Larger than memory: a made-up Llama whose weights are more than the run may hold, against the run in memory.
 
 python benchmarks/larger.py                            all: results/larger.json and the tables in docs/scale.md
-python benchmarks/larger.py --layers 74 --share 4      a larger model in less memory
+python benchmarks/larger.py --layers 32 --share 2      a smaller model, sooner
 python benchmarks/larger.py --show                     write the tables again
 
 The run in files is confined to a control group (memory, version 1 or 2), which counts what a process holds and what
@@ -32,7 +32,7 @@ from decoders import LEAST_SQUARES
 NAME = "larger"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 SIZES = {"hidden_size": 1024, "intermediate_size": 1408, "num_attention_heads": 16, "num_key_value_heads": 4}
-ROWS, LENGTH, BATCH, SHELF, LAYERS = 16, 128, 512, 64 << 20, 32
+ROWS, LENGTH, BATCH, SHELF, LAYERS = 16, 128, 512, 64 << 20, 74
 # Before memory is watched, a small model goes the same way: what packages hold from then on is none of the run's.
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 MIB = 1 << 20
@@ -208,7 +208,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--share", type=int, default=2, help="of the weights that the run in files may hold: 1 / share")
+    parser.add_argument("--share", type=int, default=4, help="of the weights that the run in files may hold: 1 / share")
     parser.add_argument("--show", action="store_true")
     for name in ("weights", "model", "small", "output"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)

@@ -23,6 +23,8 @@ from faster_pruner.options import Arithmetic
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
 # And float64 matrices of an elimination and of a fit.
 _OF_AN_ELIMINATION, _OF_A_FIT = 7, 8
+# Bytes that finding and proving the sublayers of a layer leaves: objects that describe it, and gaps between them.
+_OF_A_LAYER = 2 << 20
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
 _SINGLE, _DOUBLE, _MATRICES = 4, 8, 4
 
@@ -92,10 +94,10 @@ def memory_in_files(
 ) -> dict[str, int]:
     """Bytes of its own that a process holds at its peak where weights and statistics lie in files (`host.mapped`).
 
-    Hidden states up to their limit, and whatever needs most besides, one after the other: a layer of one batch,
-    forwards and backwards (what is left of it for the backward is on the shelf); matrices n x n for every elimination;
-    and for a fit those of its moments, system, factor, solution and errors. How many of each is measured: a run of 32
-    layers of width 2048. Weights are no part of it: pages of files come and go, and a run is fast where two layers and
+    Hidden states up to their limit, what finding the sublayers leaves, and whatever needs most besides, one after the
+    other: a layer of one batch, forwards and backwards; matrices n x n for every elimination; and for a fit those of
+    its moments, system, factor, solution and errors. How many of each is measured: runs of 16 and 74 layers of width
+    1024. Weights are no part of it: pages of files come and go, and a run is fast where two layers and
     the embeddings find room beside this.
 
     Args:
@@ -109,6 +111,7 @@ def memory_in_files(
     predictions = _OF_PREDICTIONS * _SINGLE * min(MOST_VALUES, batch * vocabulary)
     return {
         "hidden states": limit,
+        "layers": _OF_A_LAYER * len({s.prefix for s in sublayers}),
         "pass": _SINGLE * batch * (_OF_A_BRANCH * _of_a_branch(sublayers) + _OF_A_STREAM * width) + predictions,
         "elimination": at_once * _OF_AN_ELIMINATION * _DOUBLE * widest**2,
         "least squares": _OF_A_FIT * _DOUBLE * max(widest, width) ** 2,
@@ -117,7 +120,8 @@ def memory_in_files(
 
 def peak_in_files(terms: dict[str, int]) -> int:
     """The peak by the terms of `memory_in_files`."""
-    return terms["hidden states"] + max(size for name, size in terms.items() if name != "hidden states")
+    always = ("hidden states", "layers")
+    return sum(terms[name] for name in always) + max(size for name, size in terms.items() if name not in always)
 
 
 def suspended_bytes(sublayers: Sequence[Sublayer], padded: int, *, item: int) -> int:
