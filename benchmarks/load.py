@@ -1,7 +1,7 @@
 """Load: a million calibration tokens within a fixed memory limit, ten runs in one process, four runs at once.
 
 python benchmarks/load.py --part tokens       a limit that the system holds, on what a process may allocate
-python benchmarks/load.py --part again        resident memory after every run
+python benchmarks/load.py --part again        resident memory after every run; also with PYTHONMALLOC=malloc
 python benchmarks/load.py --part together     four commands with one parent of their outputs, and one cache
 python benchmarks/load.py --show              docs/scale.md from the saved JSON, nothing computed
 
@@ -28,6 +28,8 @@ from typing import Any
 from common import DOCS, SHARED, open_model, read_result, rows_of, status, write_result, write_table
 
 TOKENS, AGAIN, TOGETHER = "load-tokens", "load-again", "load-together"
+# The same with Python's small objects in the C library's heap, where what is free can be given back.
+AGAIN_MALLOC = "load-again-malloc"
 MODEL, GLUE_ROWS = SHARED / "models" / "minilm-l6-sst2", SHARED / "data" / "glue"
 MIB = 1024**2
 # Name of an output -> what is asked for. Two that measure, so that both read and write one table in the cache.
@@ -258,7 +260,12 @@ def together_lines(records: list[dict[str, Any]]) -> list[str]:
 
 def show() -> None:
     """The tables of docs/scale.md."""
-    for name, lines_of in ((TOKENS, tokens_lines), (AGAIN, again_lines), (TOGETHER, together_lines)):
+    for name, lines_of in (
+        (TOKENS, tokens_lines),
+        (AGAIN, again_lines),
+        (AGAIN_MALLOC, again_lines),
+        (TOGETHER, together_lines),
+    ):
         found = read_result(name)
         if found:
             write_table(DOCS / "scale.md", name, lines_of(found))
@@ -290,7 +297,7 @@ def main() -> None:
     elif given.part == "again":
         with tempfile.TemporaryDirectory() as temporary:
             found, _ = child("again", str(given.runs), str(given.rows), temporary=Path(temporary))
-        write_result(AGAIN, found)
+        write_result(AGAIN_MALLOC if os.environ.get("PYTHONMALLOC") == "malloc" else AGAIN, found)
     elif given.part == "together":
         write_result(TOGETHER, together(given.rows))
     show()

@@ -365,7 +365,9 @@ class Refit:
         with replaced(recovery, _gather=self.gather, _fit=fit):
             recover(network, self.calibrated.data, self.calibrated.statistics, method=method)
 
-    def gather(self, run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Any:
+    def gather(
+        self, run: Lockstep, targets: recovery.Targets, sublayer: Sublayer, tokens: Sequence[Tensor], **_: Any
+    ) -> Any:
         """As `recovery._gather`, and everything is kept until the fit."""
         self.seen = seen_at(run, targets, sublayer, tokens)
         return self.moments()
