@@ -1,7 +1,7 @@
 """Load: a million calibration tokens within a fixed memory limit, ten runs in one process, four runs at once.
 
 python benchmarks/load.py --part tokens       a limit that the system holds, on what a process may allocate
-python benchmarks/load.py --part again        resident memory after every run; also with PYTHONMALLOC=malloc
+python benchmarks/load.py --part again        resident memory after every run; also with --malloc
 python benchmarks/load.py --part together     four commands with one parent of their outputs, and one cache
 python benchmarks/load.py --show              docs/scale.md from the saved JSON, nothing computed
 
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--shelf", type=int, default=64, help="MiB of hidden states in memory; -1 for no limit")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--malloc", action="store_true", help="Python's small objects in the C library's heap")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -295,9 +296,11 @@ def main() -> None:
         sizes = [int(size) for size in given.sizes.split(",")]
         all_tokens(sizes, given.beyond * MIB, None if given.shelf < 0 else given.shelf * MIB)
     elif given.part == "again":
+        if given.malloc:
+            os.environ["PYTHONMALLOC"] = "malloc"
         with tempfile.TemporaryDirectory() as temporary:
             found, _ = child("again", str(given.runs), str(given.rows), temporary=Path(temporary))
-        write_result(AGAIN_MALLOC if os.environ.get("PYTHONMALLOC") == "malloc" else AGAIN, found)
+        write_result(AGAIN_MALLOC if given.malloc else AGAIN, found)
     elif given.part == "together":
         write_result(TOGETHER, together(given.rows))
     show()
