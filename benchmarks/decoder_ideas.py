@@ -18,14 +18,14 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from allocation_search import GENERATIONS, searched
 from common import SHARED, mean_and_spread, read_result, summary, write_result, write_table
 from decoders import LEAST_SQUARES, MODEL, SELECTION, Bench, drawn, folder_of, in_blocks, spread_out
 from faster_pruner.api.job import subject_of
@@ -57,9 +57,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "decoders.md"
 LENGTH, TOKENS, JUDGES = 128, 32_768, 384
 # About so many files of another project.
 FILES = 200
-# Of a search over allocations: generations, candidates of each, blocks that a candidate is judged by, and how far, as a
-# standard deviation of logarithms, the losses that a candidate assumes are from those of its parent.
-GENERATIONS, CANDIDATES, FITNESS, STEP = 3, 6, 64, 0.3
+# Blocks that a candidate of a search over allocations is judged by.
+FITNESS = 64
 WEIGHTS = LEAST_SQUARES.recovery
 assert isinstance(WEIGHTS, Weights)
 
@@ -147,17 +146,18 @@ def text_of(name: str, bench: Bench) -> EncodedRows:
     return in_blocks(bench.opened, "\n\n".join(texts), LENGTH)
 
 
-def scaled_ends(calibrated: Calibrated, idea: Idea) -> Calibrated:
-    """Other losses of the first and the last layer than their curves say."""
-    if idea.ends == (1.0, 1.0):
-        return calibrated
-    assert isinstance(idea.method.selection, SecondOrder)
-    loss_curves(calibrated, idea.method.selection)
-    prefixes = list(dict.fromkeys(sublayer.prefix for sublayer in calibrated.sublayers))
-    factors = {prefixes[0]: idea.ends[0], prefixes[-1]: idea.ends[1]}
-    own = {sublayer.name: factors.get(sublayer.prefix, 1.0) for sublayer in calibrated.sublayers}
-    curves = {key: replace(curve, loss=curve.loss * own[key[0]]) for key, curve in calibrated.curves.items()}
+def with_losses(calibrated: Calibrated, factors: Callable[[Any], float]) -> Calibrated:
+    """Other losses of the sublayers than their curves say, each times a factor by the key of its curve."""
+    curves = {key: replace(curve, loss=curve.loss * factors(key)) for key, curve in calibrated.curves.items()}
     return replace(calibrated, curves=curves)
+
+
+def scaled_ends(calibrated: Calibrated, ends: tuple[float, float]) -> Calibrated:
+    """Other losses of the first and of the last layer."""
+    prefixes = list(dict.fromkeys(sublayer.prefix for sublayer in calibrated.sublayers))
+    factors = dict(zip((prefixes[0], prefixes[-1]), ends, strict=True))
+    own = {sublayer.name: factors.get(sublayer.prefix, 1.0) for sublayer in calibrated.sublayers}
+    return with_losses(calibrated, lambda key: own[key[0]])
 
 
 def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, seed: int) -> nn.Module:
@@ -166,7 +166,11 @@ def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, se
     A candidate assumes other losses of the sublayers than their curves say, each times a factor of its own; its model
     is cut and recovered like any other (as EvoPress and Tyr search, from our curves as the start).
     """
-    best = cut(scaled_ends(calibrated, idea), budget, idea.method).model
+    if idea.generations or idea.ends != (1.0, 1.0):
+        assert isinstance(idea.method.selection, SecondOrder)
+        loss_curves(calibrated, idea.method.selection)
+        calibrated = scaled_ends(calibrated, idea.ends)
+    best = cut(calibrated, budget, idea.method).model
     if idea.blocks is not None:
         dense: Any = calibrated.model
         pruned: Any = best
@@ -180,23 +184,13 @@ def evolved(calibrated: Calibrated, budget: Budget, idea: Idea, bench: Bench, se
         descend_layers(stacks, calibrated.data.batches, idea.blocks, seed)
     if not idea.generations:
         return best
-    assert isinstance(idea.method.selection, SecondOrder)
-    loss_curves(calibrated, idea.method.selection)
-    generator = torch.Generator().manual_seed(seed)
-    least, scales = bench.loss(best), torch.zeros(len(calibrated.curves))
-    for _ in range(idea.generations):
-        parent = scales
-        for _ in range(CANDIDATES):
-            tried = parent + STEP * torch.randn(len(scales), generator=generator)
-            curves = {
-                key: replace(curve, loss=curve.loss * float(factor.exp()))
-                for (key, curve), factor in zip(calibrated.curves.items(), tried, strict=True)
-            }
-            model = cut(replace(calibrated, curves=curves), budget, idea.method).model
-            loss = bench.loss(model)
-            if loss < least:
-                least, scales, best = loss, tried, model
-    return best
+    keys = list(calibrated.curves)
+
+    def made(found: Tensor) -> nn.Module:
+        factors = dict(zip(keys, found.tolist(), strict=True))
+        return cut(with_losses(calibrated, factors.__getitem__), budget, idea.method).model
+
+    return searched(best, len(keys), made=made, loss=bench.loss, seed=seed, generations=idea.generations)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from allocation_search import searched
 from common import SHARED, open_model, read_result, subject_for, write_result, write_table
 from distillation_page import PAGE, TITLES
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
@@ -67,8 +68,6 @@ DEFAULT = customise(PRESETS["default"], Switches(descent=False))
 # Calibration rows, most of them that a lever may use, held-out rows.
 ROWS = {"sst2": (2048, 8192, 1024), "mrpc": (1024, 2640, 1024), "qnli": (1024, 1024, 976), "cola": (2048, 7500, 1024)}
 _TOKENS = 4096
-# Of a search over allocations: generations, candidates of each, and how far a candidate is from its parent.
-GENERATIONS, CANDIDATES, STEP = 3, 6, 0.3
 
 
 # What is measured on
@@ -398,10 +397,10 @@ class Refit:
 # What comes after the recovery
 
 
-def layers_fitted(options: LayerDescent, case: Case, model: Any) -> nn.Module:
-    """A recovered model whose layers are fitted as a whole, in place."""
+def layers_fitted(options: LayerDescent, parts: int, case: Case, model: Any) -> nn.Module:
+    """A recovered model whose layers are fitted as a whole to the first parts of the rows, in place."""
     dense: Any = case.opened.model
-    batches = [batch for part in case.parts[: options.parts] for batch in part]
+    batches = [batch for part in case.parts[:parts] for batch in part]
     layers, wanted = list(model.bert.encoder.layer), list(dense.bert.encoder.layer)
     stacks = Stacks(model=model, layers=layers, dense=dense, wanted=wanted, first_alone=True)
     descend_layers(stacks, batches, options, case.seed)
@@ -512,11 +511,8 @@ def scaled(factor: float) -> Lever:
     return lambda case, budget: with_curves(case, budget, lambda s: factor if s.spec.mixes_tokens else 1.0)
 
 
-def searched(case: Case, budget: Budget) -> nn.Module:
-    """The allocation of several that is best by KL on training rows of its own, each candidate cut and recovered.
-
-    A candidate's factors are those of the best of the generation before it, each times exp(STEP N(0, 1)).
-    """
+def best_allocation(case: Case, budget: Budget) -> nn.Module:
+    """The allocation of several that is best by KL on training rows of its own, each candidate cut and recovered."""
     judges = case.search_rows
     dense = predictions(case.subject, case.opened.model, judges)
 
@@ -524,19 +520,12 @@ def searched(case: Case, budget: Budget) -> nn.Module:
         return float((dense.exp() * (dense - predictions(case.subject, model, judges))).sum(dim=1).mean())
 
     names = [sublayer.name for sublayer in case.calibrated.sublayers]
-    generator = torch.Generator().manual_seed(case.seed)
-    best = case.default(budget)
-    least, scales = loss(best), torch.zeros(len(names))
-    for _ in range(GENERATIONS):
-        parent = scales
-        for _ in range(CANDIDATES):
-            tried = parent + STEP * torch.randn(len(names), generator=generator)
-            factors = dict(zip(names, tried.exp().tolist(), strict=True))
-            model = with_curves(case, budget, lambda s, own=factors: own[s.name])
-            found = loss(model)
-            if found < least:
-                least, scales, best = found, tried, model
-    return best
+
+    def made(found: Tensor) -> nn.Module:
+        factors = dict(zip(names, found.tolist(), strict=True))
+        return with_curves(case, budget, lambda s: factors[s.name])
+
+    return searched(case.default(budget), len(names), made=made, loss=loss, seed=case.seed)
 
 
 def headed(first: Lever | None = None, **changes: Any) -> Lever:
@@ -544,16 +533,16 @@ def headed(first: Lever | None = None, **changes: Any) -> Lever:
     return lambda case, budget: fit_head(case, (first or Case.default)(case, budget), **changes)
 
 
-def layered(*, first: Lever | None = None, **changes: Any) -> Lever:
+def layered(*, first: Lever | None = None, parts: int = 1, **changes: Any) -> Lever:
     """Another lever, then layer by layer; the default's result is kept for further steps."""
     options = LayerDescent(**changes)
 
     def lever(case: Case, budget: Budget) -> nn.Module:
         if first is not None:
-            return layers_fitted(options, case, first(case, budget))
-        key = (options, budget.macs)
+            return layers_fitted(options, parts, case, first(case, budget))
+        key = (options, parts, budget.macs)
         if key not in case.models:
-            case.models[key] = layers_fitted(options, case, case.default(budget))
+            case.models[key] = layers_fitted(options, parts, case, case.default(budget))
         return copy.deepcopy(case.models[key])
 
     return lever
@@ -605,7 +594,7 @@ LEVERS: dict[str, Lever] = {
     ),
     "attention curves x 0.5": scaled(0.5),
     "attention curves x 2": scaled(2.0),
-    "allocation searched by loss": searched,
+    "allocation searched by loss": best_allocation,
 }
 
 

@@ -54,14 +54,12 @@ class LayerDescent:
     Attributes:
         epochs: over the calibration rows.
         rate: at the start; it falls to zero.
-        parts: of the calibration rows.
         span: layers that are fitted together, to the output of the last of them.
         rows_per_step: of one gradient.
     """
 
     epochs: int = 3
     rate: float = 1e-3
-    parts: int = 1
     span: int = 1
     rows_per_step: int = _ROWS_PER_STEP
 

@@ -151,7 +151,7 @@ def test_what_is_no_range_of_times(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "0.9:0.1", "0.9:0.1:0", "a:b:c", "2:1:0.1", "0.5:0:0.1", "nan:0.1:0.1", "::"]
+    "text", ["", ",", "0.9:0.1", "0.9:0.1:0", "a:b:c", "2:1:0.1", "0.5:0:0.1", "nan:0.1:0.1", "::", "-0.9:0.1:0.1"]
 )
 def test_what_is_no_range(text: str) -> None:
     bad_input(f"range {text!r}")

@@ -67,7 +67,9 @@ def several(text: str, *, option: str, example: str = "0.9:0.1:0.1", shares: boo
             raise OptionError(f"{option} is {shown(text)}; give budgets like 0.7,0.5,0.3 or a range like {example}")
         return found
     what = f"{option} is {shown(text)}; "
-    parts = [_NUMBER.fullmatch(part.strip().removeprefix("-")) for part in text.split(":")]
+    *ends, step = text.split(":")
+    # which way it goes is said by the ends
+    parts = [_NUMBER.fullmatch(part) for part in (*ends, step.strip().removeprefix("-"))]
     known = [part for part in parts if part is not None]
     if len(known) != len(parts) or len(parts) != _PARTS_OF_A_RANGE or len({p["unit"].lower() for p in known}) != 1:
         raise OptionError(f"{what}a range is from:to:step, each with the same suffix, for instance {example}")

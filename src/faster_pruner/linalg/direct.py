@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from faster_pruner.linalg.solve import Solution, Status, absolute_ridge, as_given, with_ridge, worst
+from faster_pruner.linalg.solve import Solution, Status, absolute_ridge, as_given, relative_norm, with_ridge, worst
 
 # A triangular solve in float64 is backward stable: a residual above this means that the factor is useless.
 _DIRECT_TOLERANCE = 1e-4
@@ -70,7 +70,5 @@ def _residual(matrix: Tensor, columns: Tensor, start: Tensor, ridge: Tensor, val
     a, found = matrix.to(value.dtype), [columns.new_zeros(0)]
     for j in _blocks(columns):
         right = columns[:, j] + ridge * start[:, j]
-        norm = right.norm(dim=0)
-        rest = right - a @ value[:, j] - ridge * value[:, j]
-        found.append(rest.norm(dim=0) / torch.where(norm > 0, norm, torch.ones_like(norm)))
+        found.append(relative_norm(right - a @ value[:, j] - ridge * value[:, j], right))
     return worst(torch.cat(found))

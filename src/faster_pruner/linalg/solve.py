@@ -148,9 +148,13 @@ def ridged_system(matrix: Tensor, right_side: Tensor, prior: Tensor | None, ridg
 
 def relative_residual(system: System, value: Tensor) -> Tensor:
     """``||b - A x|| / ||b||`` per column of `value` [n, m]; a zero right-hand side is measured absolutely."""
-    norm = system.right_side.norm(dim=0)
-    norm = torch.where(norm > 0, norm, torch.ones_like(norm))
-    return (system.right_side - system.matrix @ value).norm(dim=0) / norm
+    return relative_norm(system.right_side - system.matrix @ value, system.right_side)
+
+
+def relative_norm(rest: Tensor, right_side: Tensor) -> Tensor:
+    """[m]: norms of the columns of `rest` [n, m] over those of `right_side`; over 1 where these are zero."""
+    norm = right_side.norm(dim=0)
+    return rest.norm(dim=0) / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def solve_iteratively(

@@ -197,20 +197,19 @@ class _Watch:
         """Keep the input. The graph starts where no differentiated sublayer has a part in it."""
         del module
         x: Tensor = args[0]
-        layer = self.common.layers.present
-        again = layer is not None and layer.again
-        if not again:
+        layers = self.common.layers
+        if not layers.again:
             self.common.arrived(self.sublayer, x)
         if self.differentiated:
             x = x if x.requires_grad else x.detach().requires_grad_()
         base, source = self.common.bases.of(self.sublayer), self.source
         self.source = None
-        call = _Call(self.saved) if layer is None else layer.noted_as(_Call(None))
+        call = _Call(self.saved) if layers.present is None else layers.present.noted_as(_Call(None))
         self.running = call
-        if layer is None or again or not self.differentiated:
+        if self._looks():
             for name, value in (("x", x), ("base", base), ("source", source)):
                 call.keep(name, value)
-        if self.differentiated and not again:
+        if self.differentiated and not layers.again:
             # the last gradient of a call to come
             x.register_hook(partial(self.finish, call))
         return (x, *args[1:])
@@ -220,9 +219,8 @@ class _Watch:
         del module, args
         call, self.running = self.running, None
         assert call is not None
-        layer = self.common.layers.present
-        again = layer is not None and layer.again
-        if layer is None or again or not self.differentiated:
+        again = self.common.layers.again
+        if self._looks():
             call.keep("y", y)
         if not self.differentiated:
             if not again:
@@ -231,6 +229,10 @@ class _Watch:
         if not again:
             y.register_hook(partial(call.keep, "y_gradient"))
         return y.clone()
+
+    def _looks(self) -> bool:
+        """Whether values are kept now: of what is differentiated not before the last run, right before their use."""
+        return not (self.differentiated and self.common.layers.to_come)
 
     def finish(self, call: _Call, x_gradient: Tensor | None) -> None:
         """Everything is known of a call now: report it."""
@@ -266,8 +268,7 @@ def gradients(
         shelf: says how much of what a forward leaves for its backward stays in memory where weights are kept in files;
             None for nothing of it. Elsewhere all of it does.
     """
-    in_files = are_in_files()
-    saved = Saved(shelf or Shelf(0), [*model.parameters(), *model.buffers()]) if in_files else None
+    saved = Saved(shelf or Shelf(0), [*model.parameters(), *model.buffers()]) if are_in_files() else None
     bases, layers = Bases(), Recomputed()
     common = _Watched(bases=bases, report=report, arrived=arrived or _nothing, saved=saved, layers=layers)
     watches = [

@@ -53,6 +53,16 @@ class Recomputed:
         # whether a layer leaves what it is given as it is; not known before it was called
         self._leaves: dict[nn.Module, bool] = {}
 
+    @property
+    def again(self) -> bool:
+        """Whether what runs now is the second run of a layer."""
+        return self.present is not None and self.present.again
+
+    @property
+    def to_come(self) -> bool:
+        """Whether what runs now will be run again."""
+        return self.present is not None and not self.present.again
+
     def attach(self, stack: ExitStack, layers: Iterable[nn.Module]) -> None:
         """Run these layers twice from here on; `stack` ends it."""
         for layer in layers:
