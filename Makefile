@@ -4,8 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# make test-elsewhere: tests of whole runs on a device that is not the CPU (tests/accelerator.cpp; takes g++).
 # make test-oldest: the main job on the oldest versions that pyproject.toml allows (in .venv-oldest).
-.PHONY: demo test test-oldest lint site install format
+.PHONY: demo test test-elsewhere test-oldest lint site install format
 
 # Done again when the dependencies change; works on an existing .venv too.
 .venv/.installed: pyproject.toml constraints.txt
@@ -31,6 +32,10 @@ site: .venv/.installed
 # a process per core: the tests' models are too small for threads; the longest files first, not those of most tests
 test: lint site
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+ELSEWHERE := tests/api tests/cli tests/method tests/objectives
+test-elsewhere: .venv/.installed
+	FASTER_PRUNER_TESTS_ELSEWHERE=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ELSEWHERE)
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import accelerator
 import badness
 import machine as machines
 import tiny
@@ -64,6 +65,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere() -> Iterator[None]:
+    """Where the environment says so, what is not told a device runs on the tests' own (`make test-elsewhere`)."""
+    if os.environ.get("FASTER_PRUNER_TESTS_ELSEWHERE") != "1":
+        yield
+        return
+    from faster_pruner.host import devices
+
+    accelerator.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "usual_device", lambda: torch.device(accelerator.NAME))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-import colours
 import fresh
+import kinds
 import tiny
 from command import run
 from faster_pruner import Budget, CalibrationOptions, Data, Output, cut_again, prune, sweep
@@ -29,40 +28,6 @@ pytestmark = pytest.mark.usefixtures("quick_latency", "all_in_files")
 def all_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny tensors, too."""
     monkeypatch.setattr(mapped, "_SMALL", 1)
-
-
-def save_llama(folder: Path, **sizes: Any) -> Path:
-    """A Llama that nobody has described, with grouped heads, and a tokenizer."""
-    usual = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=tiny.VOCABULARY, num_key_value_heads=2, **{**usual, **sizes})
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny.make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def save_text(file: Path, rows: int = 400) -> Data:
-    """Made-up text."""
-    generator = torch.Generator().manual_seed(3)
-    numbers = torch.randint(0, 90, (rows, 6), generator=generator).tolist()
-    file.write_text("".join(" ".join(f"w{i}" for i in row) + "\n" for row in numbers))
-    return Data(file=file)
-
-
-def classifier(folder: Path) -> tuple[Path, Data]:
-    """A tiny BERT, stored in half precision."""
-    model = tiny.save_checkpoint(folder / "model", dtype=torch.float16)
-    return model, Data(task="sst2", folder=tiny.save_rows(folder / "data", "sst2"))
-
-
-def decoder(folder: Path) -> tuple[Path, Data]:
-    """A tiny Llama whose embeddings are its head, too."""
-    return save_llama(folder / "model", tie_word_embeddings=True), save_text(folder / "text.txt")
-
-
-def images(folder: Path) -> tuple[Path, Data]:
-    """A tiny ViT."""
-    return colours.save_checkpoint(folder / "model"), Data(folder=colours.save_images(folder / "images"))
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -83,7 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("make", [classifier, decoder, images])
+@pytest.mark.parametrize("make", [kinds.classifier, kinds.decoder, kinds.images])
 @pytest.mark.parametrize("macs", [0.5, 0.15])
 def test_the_bytes_are_those_of_a_run_in_memory(
     make: Callable[[Path], tuple[Path, Data]], macs: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +71,7 @@ def test_the_bytes_are_those_of_a_run_in_memory(
 
 
 def test_cuts_and_sweeps_from_files_are_those_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = classifier(tmp_path)
+    model, data = kinds.classifier(tmp_path)
     for place in ("memory", "files"):
         options = CalibrationOptions(rows=24, weights=place)
         out = Output(folder=tmp_path / place, statistics=tmp_path / f"{place}-statistics")
@@ -148,21 +113,19 @@ def test_the_hub_is_not_asked_for_what_is_in_its_cache(tmp_path: Path, monkeypat
 
 
 def test_what_files_are_no_place_for(tmp_path: Path) -> None:
-    model, data = classifier(tmp_path)
+    model, data = kinds.classifier(tmp_path)
     options = CalibrationOptions(rows=24, weights="files")
     with pytest.raises(OptionError, match="a distillation takes weights in memory"):
         prune(model, data, macs=0.5, calibration=options, distillation=16)
     timed = Budget(latency=LatencyLimit(share=0.8, batch=1, tokens=8))
     with pytest.raises(OptionError, match="a budget in time takes weights in memory"):
         prune(model, data, macs=timed, calibration=options)
-    with pytest.raises(OptionError, match="for runs on the CPU, and this one is on meta"):
-        weights.go_to_files("files", str(model), torch.device("meta"))
     with pytest.raises(OptionError, match="weights 'disk' does not exist"):
         CalibrationOptions(weights="disk")  # pyright: ignore[reportArgumentType]
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    model, data = classifier(tmp_path)
+    model, data = kinds.classifier(tmp_path)
     given = ["prune", str(model), "--task", "sst2", "--data", str(data.folder), "--macs", "0.5", "--json"]
     code, said, _ = run(*given, "--calibration-rows", "24", "--weights", "files", "-o", tmp_path / "out")
     assert code == 0
@@ -210,8 +173,8 @@ print(max(seen) - before)
 def test_files_take_less_memory(tmp_path: Path) -> None:
     """Of what a process holds of its own in memory, several times the weights, less than half is left."""
     sizes = {"hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 6}
-    small, model = save_llama(tmp_path / "small"), save_llama(tmp_path / "model", **sizes)
-    text = save_text(tmp_path / "text.txt").file
+    small, model = kinds.save_llama(tmp_path / "small"), kinds.save_llama(tmp_path / "model", **sizes)
+    text = kinds.save_text(tmp_path / "text.txt").file
     size = (model / "model.safetensors").stat().st_size
     held = {
         place: int(fresh.run(_WATCHED, small, model, str(text), tmp_path / place, place).stdout.split()[-1])

@@ -24,6 +24,7 @@ from faster_pruner.method.lesson import Unlabelled
 from faster_pruner.model.head import Head
 from faster_pruner.model.limits import made_up_inputs, shapes_for
 from faster_pruner.model.passes import device_of
+from faster_pruner.model.staging import stage
 from faster_pruner.objectives.objective import Objective, Predicted
 from faster_pruner.options import AttentionUnit, CalibrationOptions, Distillation, Method
 from faster_pruner.progress import StageClock
@@ -137,6 +138,8 @@ def subject_of(opened: Opened, objective: Objective, attention_unit: AttentionUn
     """A checkpoint as something to prune, with units as in `Method`. Raises UnsupportedModelError."""
     found = opened.describe(attention_unit)
     if are_in_files():
+        # what is looked at stays on the CPU; what computes the rest may be a GPU that has no room for all layers
+        stage(opened.model, [s.prefix.removesuffix(".") for s in found.sublayers], opened.device)
         # every layer was copied and cut several times: some of it is in cycles, and gaps are left
         gc.collect()
         give_back()

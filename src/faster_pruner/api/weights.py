@@ -51,17 +51,9 @@ def memory_for(options: CalibrationOptions, place: str, device: torch.device) ->
 
 
 def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:
-    """Whether a run on the checkpoint at a place keeps its weights in files.
-
-    Raises:
-        OptionError: files are asked for on a device that reads none.
+    """Whether a run on the checkpoint at a place keeps its weights in files: where it is told to, or `device` has no
+    room for all that it holds.
     """
-    if weights == "files" and device.type != "cpu":
-        raise OptionError(
-            f"weights in files are for runs on the CPU, and this one is on {device}: choose the device cpu, or keep "
-            "them in memory",
-            option="weights",
-        )
-    if weights != "auto" or device.type != "cpu" or find_spec("accelerate") is None:
+    if weights != "auto" or find_spec("accelerate") is None:
         return weights == "files"
     return _TIMES * _BYTES * numbers_in(place) > free_memory(device)

@@ -39,6 +39,7 @@ from faster_pruner.checkpoint.sentence import fitted, head_of, read_head
 from faster_pruner.checkpoint.sizes import METADATA_KEY, without_layer_sizes
 from faster_pruner.checks import shown
 from faster_pruner.errors import CheckpointError, DataError, UnsupportedModelError
+from faster_pruner.host.mapped import home
 from faster_pruner.model.classes import auto_classes_of, stock_class
 from faster_pruner.model.describe import Description, by_unit, describe, described
 from faster_pruner.model.head import Head
@@ -47,6 +48,7 @@ from faster_pruner.model.precision import usual_torch
 from faster_pruner.model.scoring import Scoring
 from faster_pruner.model.shrink import Constant
 from faster_pruner.model.spec import Sublayer
+from faster_pruner.model.staging import stage
 from faster_pruner.options import AttentionUnit
 
 if TYPE_CHECKING:
@@ -75,14 +77,16 @@ class OpenedModel:
     """The model of a checkpoint, in memory.
 
     Attributes:
-        model: a stock transformers class, float32.
+        model: a stock transformers class, float32; on `device`, or on the CPU where weights are kept in files.
         dtype: the dtype that the checkpoint is stored in.
         known: its sublayers at their present sizes, where the table or the checkpoint itself says what they are.
+        device: where it is to compute.
     """
 
     model: PreTrainedModel
     dtype: torch.dtype
     known: list[Sublayer]
+    device: torch.device
 
     def describe(self, attention_unit: AttentionUnit = "group") -> Description:
         """What of the model can be pruned; a model that nothing is known of is looked at, on made-up inputs.
@@ -205,12 +209,12 @@ def open_checkpoint(
     head, kind = None, str(getattr(opened.model.config, "model_type", ""))
     if _BARE not in auto_classes_of(type(opened.model).__name__, kind):
         scoring = scoring_of(where, opened.model.config)
-        return Opened(opened.model, opened.dtype, opened.known, processor, scoring=scoring)
+        return Opened(**vars(opened), processor=processor, scoring=scoring)
     if layout is not None and layout.embeds:
         head = fitted(read_head(layout, dims=dims), processor)
     elif pooling is not None:
         head = head_of(opened.model, pooling, dims=dims)
-    return Opened(opened.model, opened.dtype, opened.known, processor, head)
+    return Opened(**vars(opened), processor=processor, head=head)
 
 
 def open_model(place: str | Path, *, device: torch.device) -> OpenedModel:
@@ -231,8 +235,8 @@ def _open_model(place: str, layout: Layout | None, device: torch.device) -> Open
             raise CheckpointError(
                 f"{place!r}: tensor {name!r} has NaN or infinite values; nothing sensible can be computed"
             )
-    placed: Any = model
-    return OpenedModel(placed.to(device), _stored_dtype(config), sublayers)
+    stage(model, [], home(device))
+    return OpenedModel(model, _stored_dtype(config), sublayers, device)
 
 
 def _stored_dtype(config: dict[str, Any]) -> torch.dtype:

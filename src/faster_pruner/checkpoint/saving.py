@@ -28,6 +28,7 @@ from faster_pruner.model.describe import family_of_all
 from faster_pruner.model.passes import all_tensors_in, device_of, inference
 from faster_pruner.model.precision import copy_of
 from faster_pruner.model.spec import Sublayer, resolve
+from faster_pruner.model.staging import stage_like
 
 if TYPE_CHECKING:
     from faster_pruner.checkpoint.processors import Processor
@@ -158,8 +159,8 @@ def verify(folder: Path, model: nn.Module, batches: Sequence[Batch]) -> str:
         VerificationError: any value differs.
     """
     parameter = next(model.parameters())
-    opened: Any = load(folder, dtype=parameter.dtype)
-    reopened = opened.to(device_of(model))
+    reopened: Any = load(folder, dtype=parameter.dtype)
+    stage_like(reopened, model, device_of(model))
     config: Any = model.config
     if config._attn_implementation != reopened.config._attn_implementation:
         # how attention is computed is a choice of whoever opens a folder, not a part of it

@@ -20,10 +20,15 @@ Found = TypeVar("Found")
 MOST_WORKERS = 4
 
 
+def usual_device() -> torch.device:
+    """Cuda when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else cuda when there is one, else the CPU. Raises OptionError."""
+    """The device asked for, else the usual one. Raises OptionError."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return usual_device()
     try:
         device = torch.device(name)
         if device.type == "meta":

@@ -40,6 +40,11 @@ def are_in_files() -> bool:
     return _IN_FILES.get()
 
 
+def home(device: torch.device) -> torch.device:
+    """Where large things are kept that are used on a device: there, or on the CPU where that goes to files."""
+    return torch.device("cpu") if are_in_files() else device
+
+
 def zeros(shape: Sequence[int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros: in a file where that is in force, else where torch puts them. Raises OutputError: no room on the disk."""
     if _goes_to_file(device, math.prod(shape) * dtype.itemsize):

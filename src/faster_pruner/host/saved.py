@@ -76,7 +76,7 @@ class Packed:
         storage = self.held.storage
         self.held.again = self.held.again and not to_keep
         if storage.device != self.device:
-            storage = storage.to(device=self.device)
+            storage = bytes_of(storage).to(self.device).untyped_storage()
         empty = torch.empty(0, dtype=self.dtype, device=self.device)
         return empty.set_(storage, self.offset, self.shape, self.stride)
 

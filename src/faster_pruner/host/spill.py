@@ -82,9 +82,14 @@ class Shelf:
         return file
 
 
+def tensors_of(file: Path, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on any device that torch knows of (safetensors itself knows some)."""
+    return {name: tensor.to(device) for name, tensor in load_file(file).items()}
+
+
 def read(file: Path, device: torch.device) -> Tensor:
     """The tensor in a file of a shelf."""
-    return load_file(file, device=str(device))[_KEY]
+    return tensors_of(file, device)[_KEY]
 
 
 class HiddenStates(Sequence[Tensor]):

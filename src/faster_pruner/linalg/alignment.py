@@ -34,8 +34,8 @@ class Alignment:
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """New weight [n, d] and bias [n] of one producer."""
-        wide = weight.to(self.matrix.dtype)
-        return wide @ self.matrix.T, None if bias is None else bias.to(self.matrix.dtype) + wide @ self.offset
+        wide = weight.to(self.matrix)
+        return wide @ self.matrix.T, None if bias is None else bias.to(wide) + wide @ self.offset
 
 
 def fit_alignment(moments: RegressionMoments, *, ridge: float, offset: bool) -> Alignment:

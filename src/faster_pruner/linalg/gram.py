@@ -53,16 +53,16 @@ class _TokenSums:
     Attributes:
         n: columns of x.
         centre: [n + d] float32, the provisional mean: that of the first tokens given.
-        product: [n, n + d] float32, x' z; blocks of x' x below the diagonal are wrong.
+        product: [n, n + d] float32, x' z, at home; blocks of x' x below the diagonal are wrong.
         total: [n + d] float64.
         square: 0-d float64, sum of ||r||^2.
         count: tokens.
     """
 
-    def __init__(self, n: int, d: int, device: torch.device) -> None:
+    def __init__(self, n: int, d: int, device: torch.device, home: torch.device | None = None) -> None:
         self.n, self.count = n, 0
         self.centre = torch.zeros(n + d, device=device)
-        self.product = zeros((n, n + d), device=device)
+        self.product = zeros((n, n + d), device=home or device)
         self.total = torch.zeros(n + d, dtype=solve_dtype(device), device=device)
         self.square = torch.zeros((), dtype=solve_dtype(device), device=device)
         on_cpu = device.type == "cpu"
@@ -82,7 +82,7 @@ class _TokenSums:
         start = 0
         while start < count:
             if self._waiting is None:
-                self._waiting = zeros((self._tokens, self.total.numel()), device=self.product.device)
+                self._waiting = zeros((self._tokens, self.total.numel()), device=self.total.device)
             stop = min(count, start + self._tokens - self._filled)
             rows = self._waiting[self._filled : self._filled + stop - start]
             for place, part, centre in zip(rows.split(widths, dim=1), parts, centres, strict=True):
@@ -93,6 +93,9 @@ class _TokenSums:
             if self._filled == self._tokens:
                 self._multiply(self._waiting)
         self.count += count
+        if self.product.device != self.total.device:
+            # where sums do not fit, neither do the tokens that wait for all of them
+            self.finish()
 
     def finish(self) -> None:
         """Add what still waits."""
@@ -140,7 +143,7 @@ class _TokenSums:
     def _move_to(self, centre: Tensor) -> None:
         """The same sums about another centre."""
         s, off = self.total, self.centre.to(self.total.dtype) - centre.to(self.total.dtype)
-        moved = self.product.to(s.dtype).addr_(off[: self.n], s).addr_(s[: self.n] + self.count * off[: self.n], off)
+        moved = self.product.to(s).addr_(off[: self.n], s).addr_(s[: self.n] + self.count * off[: self.n], off)
         self.product.copy_(moved)
         own, r = off[self.n :], s[self.n :]
         self.square += 2 * own @ r + self.count * own.square().sum()
@@ -152,17 +155,30 @@ class _TokenSums:
         with reduced_products(z.device):
             for start in range(0, self.n, self._strip):
                 stop = min(self.n, start + self._strip)
-                self.product[start:stop, start:].addmm_(z[:, start:stop].T, z[:, start:])
+                block, left, right = self.product[start:stop, start:], z[:, start:stop].T, z[:, start:]
+                if block.device == z.device:
+                    block.addmm_(left, right)
+                else:
+                    block += (left @ right).to(block.device)
         self.total += z.sum(dim=0).to(self.total.dtype)
         self.square += z[:, self.n :].square().sum().to(self.square.dtype)
         self._filled = 0
 
 
 class SecondMoment:
-    """Sums of x and of x' x; with `sums`, a view of the x in them."""
+    """Sums of x and of x' x.
 
-    def __init__(self, n: int, device: torch.device, sums: _TokenSums | None = None) -> None:
-        self._sums = sums or _TokenSums(n, 0, device)
+    Args:
+        n: columns of x.
+        device: where x is.
+        sums: of more than x, which this is a view of.
+        home: where x' x is kept, if not there: on the CPU, for instance, where those of many layers are added up.
+    """
+
+    def __init__(
+        self, n: int, device: torch.device, sums: _TokenSums | None = None, *, home: torch.device | None = None
+    ) -> None:
+        self._sums = sums or _TokenSums(n, 0, device, home)
         self._mirrored_at = 0
 
     def add(self, x: Tensor) -> None:
@@ -194,7 +210,7 @@ class SecondMoment:
 
     @property
     def about_centre(self) -> Tensor:
-        """[n, n] float32, sum of ``(x - centre)' (x - centre)``."""
+        """[n, n] float32, sum of ``(x - centre)' (x - centre)``, where it is kept."""
         self._sums.finish()
         gram = self._sums.product[:, : self._sums.n]
         if self._mirrored_at != self.count:
@@ -220,7 +236,7 @@ class SecondMoment:
     @classmethod
     def of(cls, about_centre: Tensor, total_about_centre: Tensor, centre: Tensor, count: int) -> SecondMoment:
         """A moment from its parts."""
-        made = cls(0, about_centre.device)
+        made = cls(0, centre.device)
         made._sums.n, made._sums.product, made._sums.count = about_centre.shape[0], about_centre, count
         made._sums.total, made._sums.centre = total_about_centre, centre
         made._sums._has_centre, made._mirrored_at = True, count  # pyright: ignore[reportPrivateUsage]
@@ -230,7 +246,7 @@ class SecondMoment:
         """The moment of both sets of tokens, about the centre of the larger one."""
         first, second = (self, other) if self.count >= other.count else (other, self)
         centre = first.centre
-        both = (first.about_centre + second._about(centre)).to(first.about_centre.dtype)
+        both = first.about_centre + second._about(centre).to(first.about_centre)
         total = first.total_about_centre + second.total - second.count * centre.to(second.total.dtype)
         return SecondMoment.of(both, total, centre, first.count + second.count)
 
@@ -238,7 +254,7 @@ class SecondMoment:
         """[n, n] float64: sum of ``(x - point)' (x - point)`` for a point [n]."""
         s = self.total_about_centre
         c = self.centre.to(s.dtype) - point.to(s.dtype)
-        return self.about_centre.to(s.dtype, copy=True).addr_(c, s).addr_(s + self.count * c, c)
+        return self.about_centre.to(s, copy=True).addr_(c, s).addr_(s + self.count * c, c)
 
     def plain(self) -> Tensor:
         """[n, n] float64: sum of ``x' x``."""
@@ -247,7 +263,7 @@ class SecondMoment:
     def centred(self) -> Tensor:
         """[n, n] float64: sum of ``(x - mean)' (x - mean)``, what is left when a bias absorbs the mean."""
         s = self.total_about_centre
-        return self.about_centre.to(s.dtype, copy=True).addr_(s, s, alpha=-1 / max(1, self.count))
+        return self.about_centre.to(s, copy=True).addr_(s, s, alpha=-1 / max(1, self.count))
 
 
 class RegressionMoments:
@@ -319,7 +335,7 @@ class RegressionMoments:
     def intercept(self, weight: Tensor) -> Tensor:
         """[d] float64: the bias that goes with `weight` [d, n]."""
         tokens = max(1, self.count)
-        return self.target_total / tokens - weight.to(self.target_total.dtype) @ (self.x.total / tokens)
+        return self.target_total / tokens - weight.to(self.target_total) @ (self.x.total / tokens)
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """Relative root-mean-square error ``||x W' + b - r|| / ||r||`` over all tokens added."""
@@ -330,8 +346,8 @@ class RegressionMoments:
         # by blocks of outputs: little is computed beside the moment
         for j in range(0, weight.shape[0], _OUTPUTS):
             own = slice(j, j + _OUTPUTS)
-            w, e, s = weight[own].to(dtype), centre[own], total[own]
-            b = torch.zeros_like(e) if bias is None else bias[own].to(dtype)
+            w, e, s = weight[own].to(total), centre[own], total[own]
+            b = torch.zeros_like(e) if bias is None else bias[own].to(total)
             # with x = z + c and r = s + e: x W' + b - r = z W' - s + (c W' + b - e)
             rest = w @ x_centre + b - e
             cross = sums.product[:, n:][:, own].to(dtype)

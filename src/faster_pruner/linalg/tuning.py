@@ -22,7 +22,7 @@ def mask_normal_equations(gram: Tensor, cross: Tensor, weight: Tensor, unit_size
         unit_size: g.
     """
     dtype = solve_dtype(gram.device)
-    w = weight.to(dtype)
+    w = weight.to(gram.device, dtype)
     units = gram.shape[0] // unit_size
     matrix = gram.to(dtype) * (w.T @ w)
     matrix = matrix.view(units, unit_size, units, unit_size).sum(dim=(1, 3))

@@ -77,7 +77,7 @@ class _Branch:
 def _fit(dense: _Branch, pruned: Network, s: Sublayer, keep: Tensor, recovery: Weights) -> SublayerResult:
     """Solve for one sublayer and write the solution into the pruned model."""
     gram = dense.moment.plain() if dense.bias is None else dense.moment.centred()
-    target = dense.weight.T.to(gram.dtype)
+    target = dense.weight.T.to(gram)
     columns = (keep[:, None] * s.unit_size + torch.arange(s.unit_size)).flatten().to(gram.device)
     matrix, cross, start = gram[columns][:, columns], gram[columns] @ target, target[columns]
     whole = (target * (gram @ target)).sum().clamp(min=torch.finfo(gram.dtype).tiny)
@@ -94,6 +94,6 @@ def _fit(dense: _Branch, pruned: Network, s: Sublayer, keep: Tensor, recovery: W
     bias = None
     if dense.bias is not None:
         mean = dense.moment.total / max(1, dense.moment.count)
-        bias = dense.bias.detach().to(gram.dtype) + target.T @ mean - value.T @ mean[columns]
+        bias = dense.bias.detach().to(gram) + target.T @ mean - value.T @ mean[columns]
     set_matrix(s.projection(pruned.model), value.T, bias, transposed=s.parts.transposed)
     return solved(s, solution, before=before, after=after, note=note)

@@ -99,7 +99,8 @@ class Fitting:
         """
         with self.run.awake(piece.batch):
             x = tokens_of(self.run.again(piece.batch, self.sublayer, piece.places), piece.tokens).float()
-            y = functional.linear(x, self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model)))
+            weight, bias = self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model))
+            y = functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
             yield y, self.r[piece.batch][piece.targets]
 
     def moments(self) -> RegressionMoments:
@@ -245,7 +246,7 @@ def _train(fitting: Fitting, modules: Sequence[nn.Module], turns: Sequence[Turn]
     groups = [
         {"params": list(module.parameters(recurse=False)), "lr": options.rate * _size(module)} for module in modules
     ]
-    optimizer = torch.optim.Adam(groups, fused=fitting.tokens[0].device.type in ("cpu", "cuda") or None)
+    optimizer = torch.optim.Adam(groups, fused=_parameters(modules)[0].device.type in ("cpu", "cuda") or None)
     steps = options.epochs * len(turns)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     # so that gradients are of one size, whatever the model's scale

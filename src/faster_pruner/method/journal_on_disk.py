@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faster_pruner.costs.budget import Bound
+from faster_pruner.host.mapped import copied
 from faster_pruner.host.working import Damaged, WorkingFolder
 from faster_pruner.method.calibration_set import CalibrationSet
 from faster_pruner.method.journal import Done, Parameters
@@ -74,9 +75,9 @@ class JournalOnDisk:
             rows = int(self.folder.unseal(STATISTICS)["rows"])
             place = self.folder.path / STATISTICS
             # tensors of their own: those in a mapped file lie differently, and products of them round differently
-            stored = ((s.name, _loaded(place / f"{s.name}{_ENDING}", device)) for s in sublayers)
+            stored = ((s.name, _loaded(place / f"{s.name}{_ENDING}")) for s in sublayers)
             found = Statistics(
-                sublayers={name: from_tensors(tensors, count, shelf) for name, tensors in stored}, rows=rows
+                sublayers={name: from_tensors(tensors, count, shelf, device) for name, tensors in stored}, rows=rows
             )
         except (Damaged, *_WRONG) as error:
             self.folder.remove(STATISTICS, *(name for name in self.folder.inside() if name.startswith(_CUT)))
@@ -248,9 +249,9 @@ class RoundOnDisk:
         self.journal.folder.remove(*(f"{self.cut}/{name}" for name in rounds))
 
 
-def _loaded(file: Path, device: torch.device) -> dict[str, Tensor]:
-    """Tensors of a file, in memory of their own."""
-    return {name: tensor.clone() for name, tensor in load_file(file, device=str(device)).items()}
+def _loaded(file: Path) -> dict[str, Tensor]:
+    """Tensors of a file, in memory (or a file) of their own."""
+    return {name: copied(tensor) for name, tensor in load_file(file).items()}
 
 
 def _parameters(model: nn.Module, paths: Sequence[str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from faster_pruner.data.batches import Batch, EncodedRows
 from faster_pruner.errors import DataError, InputError, OptionError
+from faster_pruner.host.mapped import home
 from faster_pruner.host.marks import KEPT_FILE
-from faster_pruner.host.spill import HiddenStates, Shelf, default_limit
+from faster_pruner.host.spill import HiddenStates, Shelf, default_limit, tensors_of
 from faster_pruner.host.working import digest_of
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibrated import Calibrated, Subject
@@ -39,6 +40,8 @@ from faster_pruner.options import CalibrationOptions, Method
 
 FORMAT = 3
 _BATCHES = "batches.safetensors"
+# How the name of a second moment ends.
+_GRAM = "/gram"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,7 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         options = CalibrationOptions(**{**index["calibration"], "precision": index["precision"]})
         reading = _reading(index, subject)
         sublayers = [by_name[name] for name in index["order"]]
-        stored = load_file(_checked(folder, _BATCHES, index), device=str(device))
+        stored = tensors_of(_checked(folder, _BATCHES, index), device)
         count, differentiated = int(index["batches"]), int(index["differentiated"])
         batches = [replace(_batch(stored, i), differentiated=i < differentiated) for i in range(count)]
         precision = choose_precision(options.precision, device)
@@ -207,7 +210,7 @@ def load_statistics(folder: Path, subject: Subject, *, memory_limit: int | None 
         found: dict[str, SublayerStatistics] = {}
         for s in sublayers:
             file = _checked(folder, f"{s.name}.safetensors", index)
-            found[s.name] = from_tensors(load_file(file, device=str(device)), count, shelf)
+            found[s.name] = from_tensors(load_file(file), count, shelf, device)
         setting = PassSetting(precision=precision, shelf=shelf)
         lengths = {str(stack): float(length) for stack, length in index["lengths"].items()}
         data = CalibrationSet(batches, lengths, int(index["seed"]), setting)
@@ -316,15 +319,16 @@ def as_tensors(own: SublayerStatistics) -> dict[str, Tensor]:
         found |= {f"{name}/{i}": tensor for i, tensor in enumerate(several)}
     for name, moment in (("x", own.x), ("y_gradient", own.y_gradient)):
         if moment is not None:
-            found |= {f"{name}/gram": moment.about_centre, f"{name}/total": moment.total_about_centre}
+            found |= {f"{name}{_GRAM}": moment.about_centre, f"{name}/total": moment.total_about_centre}
             found |= {f"{name}/centre": moment.centre, f"{name}/count": torch.tensor(moment.count)}
     if own.mask_gradients is not None:
         found["mask_gradients"] = own.mask_gradients
     return found
 
 
-def from_tensors(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> SublayerStatistics:
-    """Statistics of one sublayer."""
+def from_tensors(stored: Mapping[str, Tensor], batches: int, shelf: Shelf, device: torch.device) -> SublayerStatistics:
+    """Statistics of one sublayer, on a device: of tensors on the CPU."""
+    stored = {name: t.to(home(device) if name.endswith(_GRAM) else device) for name, t in stored.items()}
     lists = {"targets": HiddenStates(shelf), "sources": HiddenStates(shelf)}
     for name, kept in lists.items():
         for i in range(batches):
@@ -342,7 +346,7 @@ def from_tensors(stored: dict[str, Tensor], batches: int, shelf: Shelf) -> Subla
 
 def _moment(stored: dict[str, Tensor], name: str) -> SecondMoment | None:
     """A second moment, None when it was not kept."""
-    if f"{name}/gram" not in stored:
+    if f"{name}{_GRAM}" not in stored:
         return None
-    gram, total, centre = (stored[f"{name}/{part}"] for part in ("gram", "total", "centre"))
-    return SecondMoment.of(gram, total, centre, int(stored[f"{name}/count"]))
+    total, centre, count = (stored[f"{name}/{part}"] for part in ("total", "centre", "count"))
+    return SecondMoment.of(stored[f"{name}{_GRAM}"], total, centre, int(count))

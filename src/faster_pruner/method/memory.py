@@ -21,8 +21,8 @@ from faster_pruner.options import Arithmetic
 
 # Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
-# And float64 matrices of an elimination and of a fit.
-_OF_AN_ELIMINATION, _OF_A_FIT = 7, 8
+# And float64 matrices of an elimination and of a fit, n x n; and n x n and n x d on a GPU.
+_OF_AN_ELIMINATION, _OF_A_FIT, _OF_A_SOLVE = 7, 8, 3
 # Bytes that finding and proving the sublayers of a layer leaves: objects that describe it, and gaps between them.
 _OF_A_LAYER = 2 << 20
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
@@ -118,9 +118,42 @@ def memory_in_files(
     }
 
 
+def memory_staged(
+    model: nn.Module, sublayers: Sequence[Sublayer], *, batch: int, vocabulary: int, limit: int
+) -> dict[str, int]:
+    """Bytes on a GPU at its peak where layers are fetched from files (`model.staging`); as `memory_in_files`.
+
+    For good what lies outside of the layers, of the dense model and of the pruned one, and the layer that was run last;
+    one after the other a pass, with the layer that is run again, an elimination, a fit, and the model that was written
+    and is opened again.
+
+    Args:
+        model: the dense one.
+        sublayers: that take part.
+        batch: padded tokens.
+        vocabulary: as in `memory_in_files`.
+        limit: of hidden states on the device.
+    """
+    files = memory_in_files(sublayers, batch=batch, vocabulary=vocabulary, limit=limit)
+    widest = max(s.columns for s in sublayers)
+    layers = [model.get_submodule(path) for path in {s.prefix.removesuffix(".") for s in sublayers}]
+    sizes = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in layers]
+    outside = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) - sum(sizes)
+    return {
+        "outside": 2 * outside,
+        "hidden states": limit,
+        "a layer": max(sizes),
+        "pass": max(sizes) + files["pass"],
+        "elimination": _MATRICES * _DOUBLE * widest**2,
+        "least squares": max((_SINGLE + _OF_A_SOLVE * _DOUBLE) * s.columns * (s.columns + s.width) for s in sublayers),
+        "reopened": outside,
+    }
+
+
 def peak_in_files(terms: dict[str, int]) -> int:
-    """The peak by the terms of `memory_in_files`."""
-    always = ("hidden states", "layers")
+    """The peak by the terms of `memory_in_files` or `memory_staged`."""
+    always = ("outside", "hidden states", "layers", "a layer")
+    terms = {name: terms.get(name, 0) for name in (*always, *terms)}
     return sum(terms[name] for name in always) + max(size for name, size in terms.items() if name not in always)
 
 

@@ -92,7 +92,8 @@ class TeacherTargets:
         weight, bias = sublayer.weight(self.teacher), bias_of(sublayer.projection(self.teacher))
         for arrival in self.run.arrivals(sublayer):
             chosen = tokens[arrival.batch]
-            y = functional.linear(tokens_of(arrival.x, chosen).float(), weight, bias)
+            x = tokens_of(arrival.x, chosen).float()
+            y = functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
             yield y if arrival.base is None else y + tokens_of(arrival.base, chosen)
 
     def skip(self, sublayer: Sublayer) -> None:
@@ -361,7 +362,7 @@ def _tune(model: nn.Module, sublayer: Sublayer, moments: RegressionMoments, reco
     before = moments.error(weight, bias)
     cross = moments.plain_cross()
     if bias is not None:
-        cross = cross.addr_(moments.x.total, bias.detach().to(cross.dtype), alpha=-1)
+        cross = cross.addr_(moments.x.total, bias.detach().to(cross), alpha=-1)
     matrix, right_side = mask_normal_equations(moments.x.plain(), cross, weight, sublayer.unit_size)
     solution = solve(recovery.solver, matrix, right_side, torch.ones_like(right_side))
     result = solved(sublayer, solution, before=before, after=before, note=solution.advice)
@@ -382,7 +383,7 @@ def _reconstruct(model: nn.Module, sublayer: Sublayer, moments: RegressionMoment
     own_bias = bias_of(projection)
     before = moments.error(own, own_bias)
     matrix, right_side = moments.normal_equations(intercept=own_bias is not None)
-    solution, note = solve_or_fall_back(recovery.solver, matrix, right_side, own.T.to(matrix.dtype))
+    solution, note = solve_or_fall_back(recovery.solver, matrix, right_side, own.T.to(matrix))
     # they are as large as all that is left to do
     del matrix, right_side
     weight = solution.value.T

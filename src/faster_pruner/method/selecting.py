@@ -264,7 +264,7 @@ def _loss_curve(calibrated: Calibrated, sublayer: Sublayer, options: SecondOrder
     weighted = sublayer.weight(calibrated.model).detach().T
     if options.curvature:
         root = square_root(own.y_gradient.plain() / max(1, own.rows))
-        weighted = weighted.to(root.dtype) @ root
+        weighted = weighted.to(root) @ root
     # the mean of the inputs costs nothing where a bias absorbs it
     biased = bias_of(sublayer.projection(calibrated.model)) is not None
     gram = own.x.centred() if biased else own.x.plain()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from faster_pruner.data.batches import Batch
 from faster_pruner.errors import NumericalError
+from faster_pruner.host.mapped import home
 from faster_pruner.host.spill import HiddenStates
 from faster_pruner.linalg import SecondMoment
 from faster_pruner.method.calibration_set import CalibrationSet
@@ -153,8 +154,8 @@ class _Collector:
         self.statistics = {
             s.name: SublayerStatistics(
                 mask_gradients=torch.zeros(self.rows, s.units, device=device) if needs.mask_gradients else None,
-                x=SecondMoment(s.columns, device) if needs.moments else None,
-                y_gradient=SecondMoment(s.width, device) if needs.moments else None,
+                x=SecondMoment(s.columns, device, home=home(device)) if needs.moments else None,
+                y_gradient=SecondMoment(s.width, device, home=home(device)) if needs.moments else None,
                 targets=self.targets[s.name],
                 sources=self.sources[s.name],
             )

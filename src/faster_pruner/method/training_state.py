@@ -78,15 +78,17 @@ class StateFile:
         """Put weights and moments back where they were; returns the best weights by name."""
         parameters = dict(model.named_parameters())
         best: dict[str, Tensor] = {}
-        with safe_open(self.path, framework="pt", device=str(next(iter(parameters.values())).device)) as file:
+        with safe_open(self.path, framework="pt") as file:
             there = set(file.keys())
             step = torch.tensor(float(json.loads(file.metadata()[_KEY])["step"]))
             for name, parameter in parameters.items():
                 parameter.data.copy_(file.get_tensor(f"{_WEIGHTS}.{name}"))
-                best[name] = file.get_tensor(f"{_BEST}.{name}")
+                best[name] = file.get_tensor(f"{_BEST}.{name}").to(parameter.device)
                 if f"{_FIRST}.{name}" in there:
-                    moments = {key: file.get_tensor(f"{part}.{name}") for part, key in _MOMENTS.items()}
-                    optimizer.state[parameter] = {"step": step.clone(), **moments}
+                    moments = {
+                        key: file.get_tensor(f"{part}.{name}").to(parameter.device) for part, key in _MOMENTS.items()
+                    }
+                    optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **moments}
         return best
 
     def write(

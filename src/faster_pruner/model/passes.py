@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from faster_pruner.errors import DataError, FasterPrunerError
 from faster_pruner.host.spill import Shelf
+from faster_pruner.model.staging import fetching
 from faster_pruner.options import Arithmetic
 
 # Feed-forward layers may run over a row in pieces of this length; each piece would call every module again.
@@ -59,7 +60,7 @@ def _configured(model: nn.Module, values: Mapping[str, bool]) -> Generator[None]
 @contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
     """Eval mode, every module called once per forward, and values returned by name."""
-    with _configured(model, _RETURNED), _calling_once(model):
+    with _configured(model, _RETURNED), _calling_once(model), fetching(model, device_of(model)):
         yield
 
 
@@ -164,8 +165,9 @@ def called(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's weights are."""
-    return next(model.parameters()).device
+    """Where a model computes: on the GPU that any of its weights are on; all others are fetched (`staging`)."""
+    devices = [parameter.device for parameter in model.parameters()]
+    return next((device for device in devices if device.type != "cpu"), devices[0])
 
 
 def all_tensors_in(value: Any) -> list[Tensor]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from faster_pruner.model.staging import replace_forward
 
 Found = TypeVar("Found")
 
@@ -66,17 +69,7 @@ class Recomputed:
     def attach(self, stack: ExitStack, layers: Iterable[nn.Module]) -> None:
         """Run these layers twice from here on; `stack` ends it."""
         for layer in layers:
-            own = "forward" in vars(layer)
-            before = layer.forward
-            layer.forward = self._twice(layer, before)  # pyright: ignore[reportAttributeAccessIssue]
-
-            def put_back(layer: nn.Module = layer, before: Any = before, own: bool = own) -> None:
-                if own:
-                    layer.forward = before
-                else:
-                    del layer.forward
-
-            stack.callback(put_back)
+            replace_forward(stack, layer, partial(self._twice, layer))
 
     def _twice(self, layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward of a layer that keeps what it is given alone."""

@@ -241,7 +241,7 @@ class KeptEntries:
         if self.whole and size > self.whole:
             starts = torch.arange(0, size, self.whole, device=kept.device)
             kept = (starts[:, None] + kept).flatten()
-        chosen = tensor.index_select(self.axis, kept)
+        chosen = tensor.index_select(self.axis, kept.to(tensor.device))
         self.given[id(chosen)] = chosen, tensor
         return chosen
 

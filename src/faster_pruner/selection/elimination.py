@@ -133,7 +133,9 @@ def eliminate(
     """
     n = gram.shape[0]
     dtype = solve_dtype(gram.device)
-    state = _State(torch.cholesky_inverse(damped_factor(gram, damping)), weighted.to(dtype, copy=True), group)
+    state = _State(
+        torch.cholesky_inverse(damped_factor(gram, damping)), weighted.to(gram.device, dtype, copy=True), group
+    )
     order: list[Tensor] = []
     loss = [torch.zeros((), dtype=dtype, device=gram.device)]
     removed = [0]

@@ -183,7 +183,7 @@ def _ask(
             if x.shape[0] % rows:
                 return
             flat = x.reshape(rows, -1, x.shape[-1]).isnan()
-            reached, others = flat.any(dim=1), flat[:, 1:].flatten(1).any(dim=1)
+            reached, others = flat.any(dim=1).cpu(), flat[:, 1:].flatten(1).any(dim=1).cpu()
             if path in seen:
                 reached, others = reached | seen[path][0], others | seen[path][1]
             seen[path] = reached, others
@@ -212,7 +212,7 @@ def reached_from(
     seen: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].isnan().flatten(0, -2).any(dim=0))
+        seen.append(args[0].isnan().flatten(0, -2).any(dim=0).cpu())
         raise Stopped
 
     with hooked(ExitStack()) as stack:
@@ -229,7 +229,7 @@ def in_tensor(module: nn.Module, name: str, axis: int, entries: range) -> Callab
     def start(stack: ExitStack) -> None:
         tensor = getattr(module, name)
         before = tensor.detach().clone()
-        tensor.data.index_fill_(axis, torch.tensor(list(entries)), torch.nan)
+        tensor.data.index_fill_(axis, torch.tensor(list(entries), device=tensor.device), torch.nan)
         stack.callback(lambda: tensor.data.copy_(before))
 
     return start
@@ -238,14 +238,15 @@ def in_tensor(module: nn.Module, name: str, axis: int, entries: range) -> Callab
 def in_argument(module: nn.Module, name: str, axis: int, entries: range) -> Callable[[ExitStack], None]:
     """NaN in some entries of an argument."""
     place = KeptEntries(module, Follower(module="", name=name, axis=axis, argument=True))
-    index = torch.tensor(list(entries))
+
+    def poisoned(value: Tensor) -> Tensor:
+        return value.index_fill(axis, torch.tensor(list(entries), device=value.device), torch.nan)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(kwargs.get(name), Tensor):
-            kwargs = {**kwargs, name: kwargs[name].index_fill(axis, index, torch.nan)}
+            kwargs = {**kwargs, name: poisoned(kwargs[name])}
         elif len(args) > place.position and isinstance(args[place.position], Tensor):
-            own = args[place.position].index_fill(axis, index, torch.nan)
-            args = (*args[: place.position], own, *args[place.position + 1 :])
+            args = (*args[: place.position], poisoned(args[place.position]), *args[place.position + 1 :])
         return args, kwargs
 
     def start(stack: ExitStack) -> None:
