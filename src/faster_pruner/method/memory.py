@@ -21,8 +21,10 @@ from faster_pruner.options import Arithmetic
 
 # Where weights are in files: tensors of a branch, of the stream and of predictions that a pass has at once.
 _OF_A_BRANCH, _OF_A_STREAM, _OF_PREDICTIONS = 4, 8, 4
-# And float64 matrices of an elimination and of a fit, n x n; and n x n and n x d on a GPU.
-_OF_AN_ELIMINATION, _OF_A_FIT, _OF_A_SOLVE = 7, 8, 3
+# And float64 matrices of an elimination and of a fit.
+_OF_AN_ELIMINATION, _OF_A_FIT = 7, 8
+# Bytes on a GPU for every entry of the n x (n + d) of a fit: its moments, and two and a half times as much in float64.
+_OF_AN_ENTRY = 24
 # Bytes that finding and proving the sublayers of a layer leaves: objects that describe it, and gaps between them.
 _OF_A_LAYER = 2 << 20
 # Bytes of the two precisions, and matrices that an elimination holds at its peak, in float64.
@@ -145,7 +147,7 @@ def memory_staged(
         "a layer": max(sizes),
         "pass": max(sizes) + files["pass"],
         "elimination": _MATRICES * _DOUBLE * widest**2,
-        "least squares": max((_SINGLE + _OF_A_SOLVE * _DOUBLE) * s.columns * (s.columns + s.width) for s in sublayers),
+        "least squares": max(_OF_AN_ENTRY * s.columns * (s.columns + s.width) for s in sublayers),
         "reopened": outside,
     }
 
