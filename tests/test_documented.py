@@ -218,7 +218,7 @@ def test_tables_of_the_pages_are_those_of_the_results(tmp_path: Path, monkeypatc
     _copy_benchmarks(tmp_path)
     commands = [words for block in blocks_of(ROOT / "docs" / "reproduce.md") for _, words in commands_of(block)]
     writing = [words[1:] for words in commands if words[0] == PYTHON and _saved(words)]
-    assert len(writing) == 20
+    assert len(writing) == 21
     for words in writing:
         assert _run_script(words, tmp_path, whole=True) == "", words
     for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):

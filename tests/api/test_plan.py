@@ -27,6 +27,7 @@ from faster_pruner.checkpoint.opening import open_checkpoint
 from faster_pruner.checkpoint.sizes import sublayers_of
 from faster_pruner.costs.cost import Macs, total
 from faster_pruner.errors import BudgetError
+from faster_pruner.host import mapped
 from faster_pruner.model.network import Network
 from faster_pruner.planned import PlanReport
 
@@ -121,6 +122,21 @@ def test_nothing_is_left_behind(checkpoint: Path, data: Path, own_temporary: Non
     assert found.memory > 0
     assert all(seconds >= 0 for seconds in found.seconds.values())
     assert set(found.seconds) >= {"load", "rows", "statistics", "selection", "recovery", "evaluation", "latency"}
+
+
+def test_weights_in_files_are_planned_there(checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does not fit is not opened in memory to say so; what the run holds is told by the formula."""
+    counts = list[int]()
+    monkeypatch.setattr(mapped, "_SMALL", 1)
+    from_file = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda *a, **k: counts.append(k["size"]) or from_file(*a, **k))
+    options = CalibrationOptions(rows=24, weights="files", memory_limit=1 << 20)
+    found = plan(checkpoint, rows_in(data), macs=0.5, calibration=options)
+    assert sum(counts) > found.dense.parameters
+    assert "latency" not in found.seconds
+    assert any("weights are kept in files" in note for note in found.notes)
+    assert 1 << 20 < found.memory < 1 << 26
+    assert not mapped.are_in_files()
 
 
 def test_no_evaluation_takes_no_time(checkpoint: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ from faster_pruner.api.job import subject_of, usual_inputs, with_measured_multip
 from faster_pruner.api.outcome import BATCHES_TO_VERIFY, stored_bytes
 from faster_pruner.api.rows import Few, describe, few_calibration_rows, few_evaluation_rows, objective_for
 from faster_pruner.api.run import Run
+from faster_pruner.api.weights import memory_for
 from faster_pruner.checkpoint.opening import Opened, open_checkpoint
 from faster_pruner.checkpoint.saving import check_savable, round_weights, verify, write_checkpoint
 from faster_pruner.checkpoint.screening import as_place
@@ -21,13 +22,16 @@ from faster_pruner.costs.cost import Bytes, Macs, Parameters, total
 from faster_pruner.data.batches import padded_tokens
 from faster_pruner.data.tasks import Data, as_data
 from faster_pruner.errors import BudgetError, DataError
-from faster_pruner.host.devices import environment
+from faster_pruner.host.devices import MOST_WORKERS, environment
+from faster_pruner.host.mapped import are_in_files
 from faster_pruner.host.places import public_name
 from faster_pruner.host.temporary import temporary_folder
 from faster_pruner.method.calibrated import Calibrated, Subject
+from faster_pruner.method.memory import memory_in_files, memory_staged, peak_in_files
 from faster_pruner.method.rehearsal import Rehearsed, rehearse
 from faster_pruner.method.selecting import bounds_for, sizes_allowed, uniform_units
 from faster_pruner.model.precision import usual_torch
+from faster_pruner.objectives import language
 from faster_pruner.objectives.evaluation import RESAMPLES, TOKENS_PER_BATCH, confidence, evaluate, predict_rows
 from faster_pruner.objectives.objective import Objective, Predicted
 from faster_pruner.options import CalibrationOptions, Method, as_calibration, as_method
@@ -39,6 +43,10 @@ from faster_pruner.runtimes.timing import seconds_of_measuring
 # A model that is written and opened again for the rehearsal is no larger than this; of a larger one the time is that of
 # its opening, twice.
 _MOST_BYTES_WRITTEN = 256 * 2**20
+_IN_FILES = (
+    "weights are kept in files: the memory is what the run holds of its own, beside which the system keeps pages of the "
+    "files, and times hang on the disk"
+)
 # How often predictions are repeated to see how the time of their metrics grows.
 _TIMES = 4
 # One in so many of the samples that their intervals are taken from are drawn.
@@ -76,9 +84,23 @@ def plan(
     _check_counted(budget)
     run = run or Run()
     device = run.on()
-    clock = run.clock(device)
-    place = as_place(model)
-    ahead = _looked_at(place, as_data(data), device=device, how=how, options=options, clock=clock)
+    place, given = as_place(model), as_data(data)
+    with memory_for(options, place, device):
+        return _planned(place, given, budget, device=device, how=how, options=options, clock=run.clock(device))
+
+
+def _planned(
+    place: str,
+    given: Data,
+    budget: Budget,
+    *,
+    device: torch.device,
+    how: Method,
+    options: CalibrationOptions,
+    clock: StageClock,
+) -> PlanReport:
+    """The plan, with weights where the run will have them. Raises as `plan` does."""
+    ahead = _looked_at(place, given, device=device, how=how, options=options, clock=clock)
     subject, few = ahead.subject, ahead.few
     budget = with_measured_multiple(budget, subject, clock)
     with clock.stage("rehearse"):
@@ -99,14 +121,17 @@ def plan(
         pruned=_size(calibrated, units),
         limits=spendings(budget, subject.model, sublayers, units, lengths, bytes_each=subject.dtype.itemsize),
         seconds=seconds,
-        memory=found.peak,
+        memory=_held_in_files(calibrated, options, device) if are_in_files() else found.peak,
         spilled=found.spilled,
         calibration_rows=few.all,
         calibration_tokens=found.tokens.real,
         evaluation_rows={split: each.all for split, each in ahead.splits.items()},
         took=sum(clock.seconds.values()),
         environment=environment(device),
-        notes=[f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()],
+        notes=[
+            *(f"{name} stays as it is: {why}" for name, why in calibrated.whole.items()),
+            *([_IN_FILES] if are_in_files() else []),
+        ],
     )
 
 
@@ -158,10 +183,26 @@ def _seconds(ahead: _Ahead, found: Rehearsed, spent: Mapping[str, float]) -> dic
     seconds |= {multiples: spent[multiples]} if multiples in spent else {}
     seconds |= found.seconds
     seconds["evaluation"] = sum(_evaluation(found, ahead.subject.objective, each) for each in ahead.splits.values())
-    inputs = usual_inputs(ahead.opened, ahead.few.rows)
-    seconds["latency"] = seconds_of_measuring(ahead.subject.model, found.pruned.model, inputs)
+    if not are_in_files():
+        inputs = usual_inputs(ahead.opened, ahead.few.rows)
+        seconds["latency"] = seconds_of_measuring(ahead.subject.model, found.pruned.model, inputs)
     seconds["save and verify"] = _saving(ahead.opened, found, seconds["load"])
     return seconds
+
+
+def _held_in_files(calibrated: Calibrated, options: CalibrationOptions, device: torch.device) -> int:
+    """Bytes that the run holds, beside the pages of its files that the system keeps for it."""
+    subject, limit = calibrated.subject, calibrated.data.setting.shelf.limit
+    per_token = subject.objective.name == language.OBJECTIVE
+    terms = {
+        "batch": options.tokens_per_batch,
+        "vocabulary": int(getattr(subject.model.config, "vocab_size", 0)) if per_token else 0,
+        "limit": limit,
+    }
+    if device.type == "cpu":
+        at_once = min(torch.get_num_threads(), MOST_WORKERS)
+        return peak_in_files(memory_in_files(calibrated.sublayers, **terms, at_once=at_once))
+    return peak_in_files(memory_staged(subject.model, calibrated.sublayers, **terms))
 
 
 def _check_counted(budget: Budget) -> None:

@@ -28,6 +28,8 @@ from faster_pruner.objectives.likelihoods import Categorical
 from faster_pruner.objectives.objective import Chosen, Objective, Predictions, TokenReadout
 
 TASK = "language-modeling"
+# What it is called in words.
+OBJECTIVE = "language modelling"
 AUTO_CLASS = "AutoModelForCausalLM"
 COLUMNS = ("text", None, "")
 
@@ -87,7 +89,7 @@ def objective_for(config: Any) -> Objective:
     """The objective of a causal language model, whatever its config."""
     del config
     return Objective(
-        name="language modelling",
+        name=OBJECTIVE,
         readout=per_token,
         tokens=TokenReadout(chosen_tokens, _logits),
         likelihood=Categorical(),
