@@ -25,13 +25,19 @@ import tiny
 SHARED = Path(os.environ.get("FASTER_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+# What is not told a device runs on the tests' own (`make test-elsewhere`).
+ELSEWHERE = os.environ.get("FASTER_PRUNER_TESTS_ELSEWHERE") == "1"
 # Of few tests that take long: begun last, they would leave all cores but one idle.
 LONGEST = ("test_real.py", "test_real_tasks.py", "test_documented.py", "test_demo.py", "test_wheel.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first."""
+    """The longest files come first; elsewhere, those that compare with the CPU's bits are left out."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    if ELSEWHERE:
+        for item in items:
+            if item.get_closest_marker("on_the_cpu"):
+                item.add_marker(pytest.mark.skip(reason="compares with another process, or to the last bit"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -70,7 +76,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _elsewhere() -> Iterator[None]:
     """Where the environment says so, what is not told a device runs on the tests' own (`make test-elsewhere`)."""
-    if os.environ.get("FASTER_PRUNER_TESTS_ELSEWHERE") != "1":
+    if not ELSEWHERE:
         yield
         return
     from faster_pruner.host import devices

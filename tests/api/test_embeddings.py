@@ -80,7 +80,7 @@ def test_one_file_of_texts_is_enough(dense: Path, texts: Path, tmp_path: Path) -
     assert opened.default_prompt_name == "query"
     assert opened.max_seq_length == 12
     ours = opened.encode(sentences(texts))
-    head, model = read_head(layout(tmp_path / "small")), result.model.eval()
+    head, model = read_head(layout(tmp_path / "small")), result.model.cpu().eval()
     for text, vector in zip(sentences(texts), ours, strict=True):
         inputs: Any = result.tokenizer("w1 " + text, return_tensors="pt", truncation=True, max_length=12)
         with torch.no_grad():

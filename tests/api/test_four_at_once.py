@@ -65,6 +65,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.on_the_cpu
 @pytest.mark.usefixtures("quick_latency")
 def test_each_of_four_runs_finishes_as_if_alone(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

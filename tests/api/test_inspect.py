@@ -59,6 +59,7 @@ def test_grouped_queries_are_found(llama: Path) -> None:
     assert sorted(ffn.producers) == ["mlp.gate_proj", "mlp.up_proj"]
 
 
+@pytest.mark.on_the_cpu
 def test_what_stays_whole_is_said_with_the_reason(tmp_path: Path) -> None:
     torch.manual_seed(0)
     MixtralForCausalLM(MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2)).save_pretrained(

@@ -230,6 +230,7 @@ def test_models_in_memory_take_the_batches_of_transformers_collators(kind: str, 
         assert type(pruned.model) is type(model)
 
 
+@pytest.mark.on_the_cpu
 @pytest.mark.parametrize("kind", ["tagging", "answering"])
 def test_onnx_gives_the_same_figures(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

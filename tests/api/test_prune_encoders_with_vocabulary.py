@@ -74,5 +74,5 @@ def test_a_reranker(tmp_path: Path) -> None:
     assert (opened.max_length, type(opened.activation_fn).__name__) == (30, "Identity")
     inputs = result.tokenizer("ba", texts[0], return_tensors="pt")
     with torch.no_grad():
-        expected = result.model(**inputs).logits[0, 0].item()
+        expected = result.model.cpu()(**inputs).logits[0, 0].item()
     assert opened.predict([("ba", texts[0])])[0] == pytest.approx(expected, abs=1e-5)

@@ -140,7 +140,7 @@ def test_it_is_what_one_after_the_other_gives(name: str, tmp_path: Path) -> None
     scores, words, tokens, imported = ast.literal_eval(printed)
     assert (words, tokens, imported) == (first.report.rows, first.report.tokens, False)
     with torch.no_grad():
-        expected = both.model(**both.tokenizer(texts[0], return_tensors="pt")).logits
+        expected = both.model.cpu()(**both.tokenizer(texts[0], return_tensors="pt")).logits
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -333,4 +333,4 @@ def test_texts_that_can_be_read_once_are_enough(tmp_path: Path) -> None:
     assert result.vocabulary is not None
     assert result.vocabulary.texts == 225
     shutil.rmtree(dense)
-    assert result.model(**result.tokenizer("ba", return_tensors="pt")).logits.shape == (1, 2)
+    assert result.model.cpu()(**result.tokenizer("ba", return_tensors="pt")).logits.shape == (1, 2)

@@ -97,7 +97,7 @@ def scores(model: Any, tokenizer: Any, *, prompt: str, limit: int) -> np.ndarray
     for query, text in PAIRS:
         inputs = tokenizer(prompt + query, text, return_tensors="pt", truncation=True, max_length=limit)
         with torch.no_grad():
-            found.append(float(model.eval()(**inputs).logits))
+            found.append(float(model.cpu().eval()(**inputs).logits))
     return np.array(found)
 
 

@@ -93,6 +93,7 @@ def _compare(one: Path, other: Path, *, most: float = _APART) -> None:
             assert off <= most, (one.name, name, off)
 
 
+@pytest.mark.on_the_cpu
 def test_three_processes_find_what_one_does(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for ended in several.run(_ALL, place, json.dumps(_CASES), count=3):
         assert ended.said == ""

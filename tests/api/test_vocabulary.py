@@ -98,7 +98,7 @@ def returned(model: Any, tokenizer: Any, texts: list[str]) -> list[Tensor]:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
-        found = model(**inputs, output_hidden_states=True)
+        found = model.cpu()(**inputs, output_hidden_states=True)
     names = ("logits", "last_hidden_state", "encoder_last_hidden_state")
     hidden = found.get("hidden_states") or found.get("decoder_hidden_states")
     return [*(found[name] for name in names if name in found), *hidden]

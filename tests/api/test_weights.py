@@ -48,6 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.on_the_cpu
 @pytest.mark.parametrize("make", [kinds.classifier, kinds.decoder, kinds.images])
 @pytest.mark.parametrize("macs", [0.5, 0.15])
 def test_the_bytes_are_those_of_a_run_in_memory(

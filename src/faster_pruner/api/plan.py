@@ -44,8 +44,8 @@ from faster_pruner.runtimes.timing import seconds_of_measuring
 # its opening, twice.
 _MOST_BYTES_WRITTEN = 256 * 2**20
 _IN_FILES = (
-    "weights are kept in files: the memory is what the run holds of its own, beside which the system keeps pages of the "
-    "files, and times hang on the disk"
+    "weights are kept in files: the memory is what the run holds of its own, beside which the system keeps pages of "
+    "the files, and times hang on the disk"
 )
 # How often predictions are repeated to see how the time of their metrics grows.
 _TIMES = 4
