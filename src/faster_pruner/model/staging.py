@@ -54,12 +54,12 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def fetching(model: nn.Module, device: torch.device) -> Generator[None]:
-    """Modules of whose parameters and buffers some are not on `device` have them there while they run, inside."""
-    away = [module for module in model.modules() if any(tensor.device != device for tensor in _own(module))]
+    """Modules of whose parameters and buffers some are on the CPU have them on `device` while they run, inside."""
+    away = [m for m in model.modules() if device.type != "cpu" and any(_stays(tensor) for tensor in _own(m))]
     if not away:
         yield
         return
-    fetched = _Fetched(device, _largest_layer(model, device))
+    fetched = _Fetched(device, _largest_layer(model))
     with ExitStack() as stack:
         for module in away:
             replace_forward(stack, module, _Fetching(module, fetched).around)
@@ -93,7 +93,7 @@ class _Fetched:
 
     def of(self, parameter: Tensor) -> Tensor:
         """A parameter or buffer on the device; what asks for a gradient gets it where it lies."""
-        if parameter.device == self.device:
+        if not _stays(parameter):
             return parameter
         if parameter.requires_grad and torch.is_grad_enabled():
             # a step follows, and steps of fused optimizers leave the version as it is
@@ -151,8 +151,12 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
-def _largest_layer(model: nn.Module, device: torch.device) -> int:
-    """Bytes of the parameters of the largest layer that is not on the device."""
+def _stays(tensor: Tensor) -> bool:
+    """Whether a tensor is on the CPU; what is on another GPU is somebody else's doing."""
+    return tensor.device.type == "cpu"
+
+
+def _largest_layer(model: nn.Module) -> int:
+    """Bytes of the parameters of the largest layer that stays on the CPU."""
     layers = [layer for each in model.modules() if isinstance(each, nn.ModuleList) for layer in each]
-    sizes = [sum(p.nbytes for p in layer.parameters() if p.device != device) for layer in layers or [model]]
-    return max(sizes)
+    return max(sum(p.nbytes for p in layer.parameters() if _stays(p)) for layer in layers or [model])

@@ -30,8 +30,8 @@ class CalibrationOptions:
             faster: a GPU has it, or products were timed on this CPU.
         memory_limit: most bytes of hidden states kept in memory, the others go to temporary files; None for half of
             the memory that is free.
-        weights: where weights, their copies and statistics lie: in `memory`, or in `files`, for models that memory does
-            not hold; `auto` takes files where it would not. Results are the same.
+        weights: where weights, their copies and statistics lie: in `memory`, or in `files`, for models that memory (or
+            a GPU) does not hold; `auto` takes files where it would not. Results are the same.
     """
 
     rows: int = 2048
