@@ -70,7 +70,7 @@ def the_device(name: str) -> Any:
     if name == "cuda":
         return torch.cuda
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import accelerator
+    import accelerator  # pyright: ignore[reportMissingImports]
 
     return accelerator.start()
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -58,13 +59,23 @@ class Device(ModuleType):
         self.ops.forget_most()
 
 
+@cache
 def why_not() -> str | None:
     """What is missing for it here, if anything."""
-    return None if shutil.which("g++") else "there is no g++ to compile a device with"
+    if not shutil.which("g++"):
+        return "there is no g++ to compile a device with"
+    try:
+        _compiled()
+    except subprocess.CalledProcessError as error:
+        return f"a device does not compile with torch {torch.__version__}: {error.stderr[:200]}"
+    return None
 
 
 def start() -> Device:
-    """The device, compiled where this machine has not yet, and registered with torch."""
+    """The device, compiled where this machine has not yet, and registered with torch.
+
+    Before the first backward of a process: autograd counts devices once.
+    """
     present: Any = getattr(torch, NAME, None)
     if isinstance(present, Device):
         return present
@@ -89,6 +100,6 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         command = ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", abi, *include, str(SOURCE), "-o", str(made)]
-        subprocess.run([*command, *libraries], check=True)
+        subprocess.run([*command, *libraries], check=True, capture_output=True, text=True)
         made.replace(target)
     return target

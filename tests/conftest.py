@@ -75,13 +75,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _elsewhere() -> Iterator[None]:
-    """Where the environment says so, what is not told a device runs on the tests' own (`make test-elsewhere`)."""
+    """The tests' own device is there from the beginning; where the environment says so, it is the usual one."""
+    if not accelerator.why_not():
+        accelerator.start()
     if not ELSEWHERE:
         yield
         return
     from faster_pruner.host import devices
 
-    accelerator.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "usual_device", lambda: torch.device(accelerator.NAME))
         yield

@@ -92,6 +92,8 @@ def test_files_are_taken_where_memory_would_not_do(
     monkeypatch.setattr(weights, "free_memory", lambda device: free)
     monkeypatch.setattr(weights, "numbers_in", lambda place: 12)
     assert weights.go_to_files("auto", "somewhere", torch.device("cpu")) == expected
+    # two that share the machine hold twice as much
+    assert weights.go_to_files("auto", "somewhere", torch.device("cpu"), holders=2)
     assert not weights.go_to_files("memory", "somewhere", torch.device("cpu"))
     assert weights.go_to_files("files", "somewhere", torch.device("cpu"))
 

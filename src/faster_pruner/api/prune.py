@@ -138,8 +138,9 @@ def prune(
         asked.check_shared(ranks)
         if asked.vocabulary is not None and not asked.budget.prunes:
             return tokens_pruned(asked.place, asked.vocabulary, asked.output, run)
-        with memory_for(asked.calibration, asked.place, run.on()):
-            return _pruned(asked, run.shared_by(ranks))
+        shared = run.shared_by(ranks)
+        with memory_for(asked.calibration, asked.place, shared.on(), ranks):
+            return _pruned(asked, shared)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from faster_pruner.costs.budget import Budget
 from faster_pruner.errors import OptionError
 from faster_pruner.host.heap import freed_at_once, give_back
 from faster_pruner.host.mapped import are_in_files, in_files
+from faster_pruner.host.ranks import ALONE, Ranks
 from faster_pruner.host.spill import free_memory
 from faster_pruner.options import CalibrationOptions, Distillation, WeightsName
 
@@ -37,9 +38,13 @@ def check_in_files(budget: Budget, distillation: Distillation | None = None) -> 
 
 
 @contextmanager
-def memory_for(options: CalibrationOptions, place: str, device: torch.device) -> Generator[None]:
-    """A run on the checkpoint at a place keeps to the memory that its options say. Raises OptionError as below."""
-    files = go_to_files(options.weights, place, device)
+def memory_for(
+    options: CalibrationOptions, place: str, device: torch.device, ranks: Ranks = ALONE
+) -> Generator[None]:
+    """A run on the checkpoint at a place keeps to the memory that its options say; the first process decides for all."""
+    # on a CPU, each of this machine's processes holds the same
+    holders = ranks.local_count if device.type == "cpu" else 1
+    files = ranks.lead(lambda: go_to_files(options.weights, place, device, holders=holders))
     # whoever says how much there is also wants back what is freed
     frugal = files or options.memory_limit is not None
     try:
@@ -50,10 +55,10 @@ def memory_for(options: CalibrationOptions, place: str, device: torch.device) ->
         give_back()
 
 
-def go_to_files(weights: WeightsName, place: str, device: torch.device) -> bool:
+def go_to_files(weights: WeightsName, place: str, device: torch.device, *, holders: int = 1) -> bool:
     """Whether a run on the checkpoint at a place keeps its weights in files: where it is told to, or `device` has no
-    room for all that it holds.
+    room for all that so many processes hold.
     """
     if weights != "auto" or find_spec("accelerate") is None:
         return weights == "files"
-    return _TIMES * _BYTES * numbers_in(place) > free_memory(device)
+    return holders * _TIMES * _BYTES * numbers_in(place) > free_memory(device)
