@@ -43,6 +43,15 @@ class Device(ModuleType):
     def manual_seed_all(self, seed: int) -> None:
         del seed
 
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        """It draws as the CPU does."""
+        del device
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        del device
+        torch.set_rng_state(state)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

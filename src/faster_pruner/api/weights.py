@@ -38,10 +38,8 @@ def check_in_files(budget: Budget, distillation: Distillation | None = None) -> 
 
 
 @contextmanager
-def memory_for(
-    options: CalibrationOptions, place: str, device: torch.device, ranks: Ranks = ALONE
-) -> Generator[None]:
-    """A run on the checkpoint at a place keeps to the memory that its options say; the first process decides for all."""
+def memory_for(options: CalibrationOptions, place: str, device: torch.device, ranks: Ranks = ALONE) -> Generator[None]:
+    """A run on the checkpoint at a place keeps to the memory that its options say. The first process decides."""
     # on a CPU, each of this machine's processes holds the same
     holders = ranks.local_count if device.type == "cpu" else 1
     files = ranks.lead(lambda: go_to_files(options.weights, place, device, holders=holders))
