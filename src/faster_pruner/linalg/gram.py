@@ -246,7 +246,8 @@ class SecondMoment:
         """The moment of both sets of tokens, about the centre of the larger one."""
         first, second = (self, other) if self.count >= other.count else (other, self)
         centre = first.centre
-        both = first.about_centre + second._about(centre).to(first.about_centre)
+        own = first.about_centre
+        both = (own + second._about(centre).to(own.device)).to(own.dtype)
         total = first.total_about_centre + second.total - second.count * centre.to(second.total.dtype)
         return SecondMoment.of(both, total, centre, first.count + second.count)
 
