@@ -18,7 +18,7 @@ def test_entities_survive(shared: Path, tmp_path: Path, quick_latency: None) -> 
         pytest.skip(f"the entities and their model are not at {shared}")
     shutil.copy(rows / "train.jsonl.gz", tmp_path)
     shutil.copy(rows / "test.jsonl.gz", tmp_path / "validation.jsonl.gz")
-    report = prune(model, Data(folder=tmp_path), macs=0.5, calibration=CalibrationOptions(rows=512)).report
+    report = prune(model, Data(folder=tmp_path), macs=0.5, calibration=CalibrationOptions(rows=256)).report
     dense = report.before["validation"]
     assert (dense.rows, dense.primary) == (940, "f1")
     assert dense.value == pytest.approx(83.79, abs=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import tiny
@@ -52,6 +53,7 @@ def test_the_formula_by_hand() -> None:
     assert within_limit(found, 10) == {**found, "hidden states": 0, "suspended": found["suspended"] // 2}
 
 
+@pytest.mark.on_the_cpu
 def test_the_peak_grows_with_what_is_held() -> None:
     reset_peak(CPU)
     before = peak_memory(CPU)
