@@ -83,6 +83,15 @@ class Watch:
             self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), self.held() - self.before)
 
 
+def calibration(weights: Any, shelf: int) -> Any:
+    """Options of a run: where weights lie, and bytes of hidden states in memory."""
+    from faster_pruner import CalibrationOptions
+
+    return CalibrationOptions(
+        rows=ROWS, max_length=LENGTH, tokens_per_batch=BATCH, precision="float32", memory_limit=shelf, weights=weights
+    )
+
+
 def not_measured(*given: Any, **options: Any) -> list[Any]:
     """In place of the latencies."""
     del given, options
@@ -91,17 +100,10 @@ def not_measured(*given: Any, **options: Any) -> list[Any]:
 
 def child(given: argparse.Namespace) -> dict[str, Any]:
     """One run: what it took."""
-    from faster_pruner import CalibrationOptions, Data, Run, prune
+    from faster_pruner import Data, Run, prune
     from faster_pruner.api import outcome
 
-    options = CalibrationOptions(
-        rows=ROWS,
-        max_length=LENGTH,
-        tokens_per_batch=BATCH,
-        precision="float32",
-        memory_limit=SHELF,
-        weights=given.weights,
-    )
+    options = calibration(given.weights, SHELF)
     data, watch = Data(folder=SHARED / "models" / "pylm-llama", task="language-modeling", judged=8), Watch()
     # speed is no question here, and is not measured of weights in files
     outcome.measure = not_measured

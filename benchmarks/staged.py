@@ -21,11 +21,11 @@ from typing import Any
 
 from common import SHARED, read_result, write_result, write_table
 from decoders import LEAST_SQUARES
-from larger import MIB, digest, make, not_measured
+from larger import BATCH, MIB, calibration, digest, make, not_measured
 
 NAME = "staged"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
-ROWS, LENGTH, BATCH, SHELF = 16, 128, 512, 32 << 20
+SHELF = 32 << 20
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
 CASES: dict[str, tuple[int, dict[str, int]]] = {
     "16 layers of 512": (16, {"hidden_size": 512, "intermediate_size": 1408, **HEADS}),
@@ -77,18 +77,11 @@ def the_device(name: str) -> Any:
 
 def child(given: argparse.Namespace) -> dict[str, Any]:
     """One run: what it took."""
-    from faster_pruner import CalibrationOptions, Data, Run, prune
+    from faster_pruner import Data, Run, prune
     from faster_pruner.api import outcome
 
     device = the_device(given.device)
-    options = CalibrationOptions(
-        rows=ROWS,
-        max_length=LENGTH,
-        tokens_per_batch=BATCH,
-        precision="float32",
-        memory_limit=SHELF,
-        weights=given.weights,
-    )
+    options = calibration(given.weights, SHELF)
     data, meter = Data(folder=SHARED / "models" / "pylm-llama", task="language-modeling", judged=8), Meter(device)
     outcome.measure = not_measured
     start = time.perf_counter()

@@ -99,9 +99,7 @@ class Fitting:
         """
         with self.run.awake(piece.batch):
             x = tokens_of(self.run.again(piece.batch, self.sublayer, piece.places), piece.tokens).float()
-            weight, bias = self.sublayer.weight(self.model), bias_of(self.sublayer.projection(self.model))
-            y = functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
-            yield y, self.r[piece.batch][piece.targets]
+            yield projected(self.model, self.sublayer, x), self.r[piece.batch][piece.targets]
 
     def moments(self) -> RegressionMoments:
         """Of the least squares with today's producers."""
@@ -112,6 +110,12 @@ class Fitting:
                 found.add(tokens_of(self.run.again(index, self.sublayer), chosen), self.r[index])
         found.add_up(ranks)
         return found
+
+
+def projected(model: nn.Module, sublayer: Sublayer, x: Tensor) -> Tensor:
+    """[T, d]: what the projection of a sublayer makes of x [T, n], wherever its weights are."""
+    weight, bias = sublayer.weight(model), bias_of(sublayer.projection(model))
+    return functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
 
 
 def descend(fitting: Fitting, options: Descent, *, seed: int) -> str:

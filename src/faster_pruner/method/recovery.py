@@ -22,7 +22,6 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from faster_pruner.data.batches import Batch
 from faster_pruner.host.ranks import Ranks
@@ -36,7 +35,7 @@ from faster_pruner.linalg import (
     solve_or_fall_back,
 )
 from faster_pruner.method.calibration_set import CalibrationSet
-from faster_pruner.method.descent import Fitting, descend
+from faster_pruner.method.descent import Fitting, descend, projected
 from faster_pruner.method.journal import NO_ROUND, Round
 from faster_pruner.method.statistics import Statistics, SublayerStatistics, source_tokens, tokens_of
 from faster_pruner.model.lockstep import Lockstep, lockstep
@@ -89,11 +88,9 @@ class TeacherTargets:
 
     def of(self, sublayer: Sublayer, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
         """The teacher's branch plus what it is added to."""
-        weight, bias = sublayer.weight(self.teacher), bias_of(sublayer.projection(self.teacher))
         for arrival in self.run.arrivals(sublayer):
             chosen = tokens[arrival.batch]
-            x = tokens_of(arrival.x, chosen).float()
-            y = functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
+            y = projected(self.teacher, sublayer, tokens_of(arrival.x, chosen).float())
             yield y if arrival.base is None else y + tokens_of(arrival.base, chosen)
 
     def skip(self, sublayer: Sublayer) -> None:
